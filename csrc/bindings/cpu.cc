@@ -1,0 +1,450 @@
+// Python binding of the CPU backend: arguments become the problems of csrc/rnn.h, errors become exceptions, the GIL is
+// released while the kernels run. No arithmetic. Shapes and dtypes are checked in fastrnn/_validate.py with messages
+// for people; here once more, briefly, so that no wrong call can reach memory.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <exception>
+#include <initializer_list>
+#include <map>
+#include <optional>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/passes.h"
+
+namespace py = pybind11;
+
+namespace fastrnn {
+namespace {
+
+using std::string;
+
+// ---- arrays
+
+void expect(bool holds, const char* name, const string& what) {
+  if (!holds) throw py::value_error(string(name) + ": expected " + what);
+}
+
+template <class T>
+index elements(py::ssize_t bytes, const char* name) {
+  expect(bytes % static_cast<py::ssize_t>(sizeof(T)) == 0, name, "strides that are multiples of the item size");
+  return bytes / static_cast<py::ssize_t>(sizeof(T));
+}
+
+// The array behind an object, checked for its element type and shape; a negative extent is free. None: no array.
+template <class T>
+std::optional<py::array> array_of(const py::object& o, const char* name, std::initializer_list<index> shape,
+                                  bool writes) {
+  if (o.is_none()) return std::nullopt;
+  if (!py::isinstance<py::array_t<T>>(o)) {
+    throw py::type_error(string(name) + ": expected a NumPy array of " + py::str(py::dtype::of<T>()).cast<string>());
+  }
+  auto a = py::reinterpret_borrow<py::array>(o);
+  expect(a.ndim() == static_cast<py::ssize_t>(shape.size()), name, std::to_string(shape.size()) + " dimensions");
+  py::ssize_t axis = 0;
+  for (const index extent : shape) {
+    expect(extent < 0 || a.shape(axis) == extent, name,
+           "extent " + std::to_string(extent) + " on axis " + std::to_string(axis));
+    ++axis;
+  }
+  expect(!writes || a.writeable(), name, "a writable array");
+  return a;
+}
+
+template <class T>
+T* data_of(const py::array& a) {
+  return static_cast<T*>(const_cast<void*>(a.data()));
+}
+
+template <class T, class Value = std::remove_const_t<T>>
+Matrix<T> matrix(const py::object& o, const char* name, index rows, index columns) {
+  constexpr bool writes = !std::is_const_v<T>;
+  const auto a = array_of<Value>(o, name, {rows, columns}, writes);
+  if (!a) return {};
+  Matrix<T> m{data_of<Value>(*a), elements<Value>(a->strides(0), name), elements<Value>(a->strides(1), name)};
+  if (columns <= 1 || a->size() == 0) m.unit = 1;
+  expect(!writes || m.unit == 1, name, "a contiguous last axis");
+  return m;
+}
+
+template <class T, class Value = std::remove_const_t<T>>
+Vector<T> vector(const py::object& o, const char* name, index size) {
+  constexpr bool writes = !std::is_const_v<T>;
+  const auto a = array_of<Value>(o, name, {size}, writes);
+  if (!a) return {};
+  Vector<T> v{data_of<Value>(*a), elements<Value>(a->strides(0), name)};
+  if (size <= 1) v.unit = 1;
+  expect(!writes || v.unit == 1, name, "a contiguous array");
+  return v;
+}
+
+// (T, B, width), or packed (rows, width)
+template <class T, class Value = std::remove_const_t<T>>
+Sequence<T> sequence(const py::object& o, const char* name, const Shape& shape, index packed_rows, index width) {
+  constexpr bool writes = !std::is_const_v<T>;
+  const bool packed = packed_rows >= 0;
+  const auto a = packed ? array_of<Value>(o, name, {packed_rows, width}, writes)
+                        : array_of<Value>(o, name, {shape.T, shape.B, width}, writes);
+  if (!a) return {};
+  const index step = elements<Value>(a->strides(0), name);
+  Sequence<T> s{data_of<Value>(*a), step, packed ? step : elements<Value>(a->strides(1), name),
+                elements<Value>(a->strides(packed ? 1 : 2), name)};
+  if (width <= 1 || a->size() == 0) s.unit = 1;
+  expect(!writes || s.unit == 1, name, "a contiguous last axis");
+  return s;
+}
+
+// A C-contiguous array of a fixed type that the kernels read directly
+template <class T>
+const T* table(const py::object& o, const char* name, std::initializer_list<index> shape) {
+  const auto a = array_of<T>(o, name, shape, false);
+  if (!a) return nullptr;
+  expect((a->flags() & py::array::c_style) != 0, name, "a C-contiguous array");
+  return data_of<T>(*a);
+}
+
+// ---- one call
+
+// Ends a call early when Python has a signal to handle. Only Python's main thread handles signals.
+class PythonSignals {
+public:
+  PythonSignals() : control_(PyThread_get_thread_ident() == main_thread ? &PythonSignals::check : nullptr, nullptr) {}
+  CallControl& control() { return control_; }
+  static void remember_main_thread() { main_thread = PyThread_get_thread_ident(); }
+
+private:
+  static bool check(void*) {
+    py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+  }
+  static unsigned long main_thread;
+  CallControl control_;
+};
+unsigned long PythonSignals::main_thread = 0;
+
+// Not py::gil_scoped_release: taking the GIL back ends a daemon thread while Python exits, by unwinding, which must not
+// start in a destructor.
+template <class Run>
+void without_gil(Run run) {
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    run();
+  } catch (const std::exception&) {
+    PyEval_RestoreThread(state);
+    throw;
+  }
+  PyEval_RestoreThread(state);
+}
+
+template <class Run>
+void call(double flops, Run run) {
+  PythonSignals signals;
+  if (flops < 1e5) {  // a few microseconds: shorter than handing the GIL over
+    run(signals.control());
+  } else {
+    without_gil([&] { run(signals.control()); });
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+}
+
+struct PyPackedWeights {
+  std::variant<PackedWeights<float>, PackedWeights<double>> weights;
+};
+
+const InstructionSet& isa_named(const std::optional<string>& isa) {
+  return choose_instruction_set(isa ? isa->c_str() : nullptr);
+}
+
+struct CallOptions {
+  bool relu, reverse;
+  py::object lengths, batch_sizes, reset, recurrent_mask, keep_mask;
+  std::optional<string> isa;
+  int threads;
+  py::object tuning;
+};
+
+Tuning tuning_of(const py::object& o) {
+  Tuning t;
+  if (o.is_none()) return t;
+  for (const auto& [key, value] : o.cast<std::map<string, index>>()) {
+    if (key == "hoist") {
+      t.hoist = static_cast<int>(value);
+    } else if (key == "tile_rows") {
+      t.tile_rows = value;
+    } else if (key == "row_block") {
+      t.row_block = value;
+    } else if (key == "chunk_steps") {
+      t.chunk_steps = value;
+    } else {
+      throw py::value_error("tuning: expected hoist, tile_rows, row_block or chunk_steps, got " + key);
+    }
+  }
+  return t;
+}
+
+// T, B, I, H and the number of packed rows (or -1)
+std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, const CallOptions& o) {
+  const auto extent = [](const py::object& a, const char* name, py::ssize_t axis) {
+    if (!py::isinstance<py::array>(a)) throw py::type_error(string(name) + ": expected a NumPy array");
+    const auto array = py::reinterpret_borrow<py::array>(a);
+    expect(array.ndim() > axis, name, std::to_string(axis + 1) + " dimensions or more");
+    return static_cast<index>(array.shape(axis));
+  };
+  Shape n;
+  n.H = extent(w_hh, "w_hh", 0);
+  expect(n.H > 0, "w_hh", "at least one hidden unit");
+  if (o.batch_sizes.is_none()) {
+    n.T = extent(x, "x", 0);
+    n.B = extent(x, "x", 1);
+    n.I = extent(x, "x", 2);
+    return {n, -1};
+  }
+  n.T = extent(o.batch_sizes, "batch_sizes", 0);
+  const auto* sizes = table<std::int64_t>(o.batch_sizes, "batch_sizes", {n.T});
+  n.B = n.T > 0 ? static_cast<index>(sizes[0]) : 0;
+  n.I = extent(x, "x", 1);
+  const index rows = extent(x, "x", 0);
+  index sum = 0;
+  for (index t = 0; t < n.T; ++t) sum += static_cast<index>(sizes[t]);
+  expect(sum == rows, "batch_sizes", "a sum of " + std::to_string(rows) + ", the rows of x");
+  return {n, rows};
+}
+
+template <class T>
+RnnOptions<T> options_of(const CallOptions& o, const Shape& n, index packed_rows) {
+  RnnOptions<T> r;
+  r.relu = o.relu;
+  r.reverse = o.reverse;
+  expect(o.lengths.is_none() || packed_rows < 0, "lengths", "None with batch_sizes");
+  r.rows.lengths = table<std::int64_t>(o.lengths, "lengths", {n.B});
+  r.rows.batch_sizes = table<std::int64_t>(o.batch_sizes, "batch_sizes", {n.T});
+  const auto flags = [&](const py::object& a, const char* name, bool units) {
+    if (packed_rows >= 0) {
+      return units ? table<bool>(a, name, {packed_rows, n.H}) : table<bool>(a, name, {packed_rows});
+    }
+    return units ? table<bool>(a, name, {n.T, n.B, n.H}) : table<bool>(a, name, {n.T, n.B});
+  };
+  r.reset = reinterpret_cast<const unsigned char*>(flags(o.reset, "reset", false));
+  r.keep_mask = reinterpret_cast<const unsigned char*>(flags(o.keep_mask, "keep_mask", true));
+  r.recurrent_mask = table<T>(o.recurrent_mask, "recurrent_mask", {n.B, n.H});
+  return r;
+}
+
+double flops_of(const Shape& n) {
+  return 2.0 * static_cast<double>(n.T) * static_cast<double>(n.B) * static_cast<double>(n.H) *
+         static_cast<double>(n.I + n.H);
+}
+
+template <class T>
+void forward(const py::object& x, const py::object& h_0, const py::object& w_ih, const py::object& w_hh,
+             const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n,
+             const CallOptions& o, const PyPackedWeights* packed) {
+  const auto [n, packed_rows] = shape_of(x, w_hh, o);
+  ForwardProblem<T> p;
+  p.shape = n;
+  p.x = sequence<const T>(x, "x", n, packed_rows, n.I);
+  p.h_0 = matrix<const T>(h_0, "h_0", n.B, n.H);
+  p.w_ih = matrix<const T>(w_ih, "w_ih", n.H, n.I);
+  p.w_hh = matrix<const T>(w_hh, "w_hh", n.H, n.H);
+  p.b_ih = vector<const T>(b_ih, "b_ih", n.H);
+  p.b_hh = vector<const T>(b_hh, "b_hh", n.H);
+  p.output = sequence<T>(output, "output", n, packed_rows, n.H);
+  p.h_n = matrix<T>(h_n, "h_n", n.B, n.H);
+  p.options = options_of<T>(o, n, packed_rows);
+  p.tuning = tuning_of(o.tuning);
+  const InstructionSet* set = nullptr;
+  const PackedWeights<T>* weights = nullptr;
+  if (packed) {
+    weights = std::get_if<PackedWeights<T>>(&packed->weights);
+    expect(weights && weights->I == n.I && weights->H == n.H, "packed", "weights of the same shape and dtype");
+    set = weights->set;
+    expect(!o.isa || *o.isa == set->name, "packed", "weights packed for the same instruction set");
+  } else {
+    set = &isa_named(o.isa);
+  }
+  call(flops_of(n), [&](CallControl& control) { rnn_forward(p, *set, weights, o.threads, control); });
+}
+
+template <class T>
+void backward(const py::object& d_output, const py::object& d_h_n, const py::object& output, const py::object& x,
+              const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const py::object& d_x,
+              const py::object& d_h_0, const py::object& d_w_ih, const py::object& d_w_hh, const py::object& d_b,
+              const CallOptions& o) {
+  const auto [n, packed_rows] = shape_of(x, w_hh, o);
+  BackwardProblem<T> p;
+  p.shape = n;
+  p.d_output = sequence<const T>(d_output, "d_output", n, packed_rows, n.H);
+  p.d_h_n = matrix<const T>(d_h_n, "d_h_n", n.B, n.H);
+  p.output = sequence<const T>(output, "output", n, packed_rows, n.H);
+  p.x = sequence<const T>(x, "x", n, packed_rows, n.I);
+  p.h_0 = matrix<const T>(h_0, "h_0", n.B, n.H);
+  p.w_ih = matrix<const T>(w_ih, "w_ih", n.H, n.I);
+  p.w_hh = matrix<const T>(w_hh, "w_hh", n.H, n.H);
+  p.d_x = sequence<T>(d_x, "d_x", n, packed_rows, n.I);
+  p.d_h_0 = matrix<T>(d_h_0, "d_h_0", n.B, n.H);
+  p.d_w_ih = matrix<T>(d_w_ih, "d_w_ih", n.H, n.I);
+  p.d_w_hh = matrix<T>(d_w_hh, "d_w_hh", n.H, n.H);
+  p.d_b = vector<T>(d_b, "d_b", n.H);
+  p.options = options_of<T>(o, n, packed_rows);
+  p.tuning = tuning_of(o.tuning);
+  const InstructionSet& set = isa_named(o.isa);
+  call(2 * flops_of(n), [&](CallControl& control) { rnn_backward(p, set, o.threads, control); });
+}
+
+// Runs body(float) or body(double), as the array's dtype says
+template <class Body>
+auto for_dtype(const py::object& array, const char* name, Body body) {
+  if (py::isinstance<py::array_t<float>>(array)) return body(float{});
+  if (py::isinstance<py::array_t<double>>(array)) return body(double{});
+  throw py::type_error(string(name) + ": expected a float32 or float64 array");
+}
+
+PyPackedWeights pack(const py::object& w_ih, const py::object& w_hh, const std::optional<string>& isa) {
+  return for_dtype(w_hh, "w_hh", [&](auto zero) {
+    using T = decltype(zero);
+    Shape n;
+    n.H = static_cast<index>(py::reinterpret_borrow<py::array>(w_hh).shape(0));
+    const auto ih = array_of<T>(w_ih, "w_ih", {n.H, -1}, false);
+    expect(ih.has_value(), "w_ih", "an array");
+    n.I = static_cast<index>(ih->shape(1));
+    return PyPackedWeights{pack_weights<T>(isa_named(isa), n, matrix<const T>(w_ih, "w_ih", n.H, n.I),
+                                           matrix<const T>(w_hh, "w_hh", n.H, n.H))};
+  });
+}
+
+void tanh_array(const py::object& x, const py::object& out, const std::optional<string>& isa) {
+  for_dtype(x, "x", [&](auto zero) {
+    using T = decltype(zero);
+    const auto from = array_of<T>(x, "x", {-1}, false);
+    const auto size = static_cast<index>(from->shape(0));
+    const Vector<T> to = vector<T>(out, "out", size);
+    const T* source = table<T>(x, "x", {size});
+    const auto& kernels = kernels_of<T>(isa_named(isa));
+    without_gil([&] { kernels.tanh(source, to.data, size); });
+  });
+}
+
+template <class T>
+double measure_fma_peak(const InstructionSet& set, int threads, double seconds) {
+  const auto& kernels = kernels_of<T>(set);
+  std::vector<double> rate(static_cast<std::size_t>(threads));
+  const auto measure = [&](double& result) {
+    using clock = std::chrono::steady_clock;
+    T sum;
+    const auto begin = clock::now();
+    double flops = 0, elapsed = 0;
+    do {
+      flops += kernels.fma_loop(20000, &sum);
+      elapsed = std::chrono::duration<double>(clock::now() - begin).count();
+    } while (elapsed < seconds);
+    result = flops / elapsed;
+  };
+  std::vector<std::thread> others;
+  for (std::size_t i = 1; i < rate.size(); ++i) others.emplace_back([&, i] { measure(rate[i]); });
+  measure(rate[0]);
+  for (auto& thread : others) thread.join();
+  double total = 0;
+  for (const double r : rate) total += r;
+  return total / 1e9;
+}
+
+double fma_peak(const string& dtype, int threads, double seconds, const std::optional<string>& isa) {
+  expect(dtype == "float32" || dtype == "float64", "dtype", "float32 or float64");
+  expect(threads > 0, "threads", "at least 1");
+  const InstructionSet& set = isa_named(isa);
+  double peak = 0;
+  without_gil([&] {
+    peak = dtype == "float32" ? measure_fma_peak<float>(set, threads, seconds)
+                              : measure_fma_peak<double>(set, threads, seconds);
+  });
+  return peak;
+}
+
+std::vector<std::tuple<string, bool, bool>> isas() {
+  std::vector<std::tuple<string, bool, bool>> result;
+  for (const auto& s : instruction_sets()) result.emplace_back(s.name, s.set != nullptr, s.supported);
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
+  m.doc() = "CPU kernels of fastrnn; called through fastrnn._backends.cpp";
+  PythonSignals::remember_main_thread();
+  m.def("_remember_main_thread", &PythonSignals::remember_main_thread);
+  py::module_::import("os").attr("register_at_fork")(py::arg("after_in_child") = m.attr("_remember_main_thread"));
+
+  py::class_<PyPackedWeights>(m, "PackedWeights");
+
+  m.def(
+      "rnn_forward",
+      [](const py::object& x, const py::object& h_0, const py::object& w_ih, const py::object& w_hh,
+         const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n, bool relu,
+         bool reverse, py::object lengths, py::object batch_sizes, py::object reset, py::object recurrent_mask,
+         py::object keep_mask, std::optional<string> isa, int threads, const PyPackedWeights* packed,
+         py::object tuning) {
+        const CallOptions o{relu,
+                            reverse,
+                            std::move(lengths),
+                            std::move(batch_sizes),
+                            std::move(reset),
+                            std::move(recurrent_mask),
+                            std::move(keep_mask),
+                            std::move(isa),
+                            threads,
+                            std::move(tuning)};
+        for_dtype(x, "x",
+                  [&](auto zero) { forward<decltype(zero)>(x, h_0, w_ih, w_hh, b_ih, b_hh, output, h_n, o, packed); });
+      },
+      py::arg("x"), py::arg("h_0"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),
+      py::arg("output"), py::arg("h_n"), py::kw_only(), py::arg("relu") = false, py::arg("reverse") = false,
+      py::arg("lengths") = py::none(), py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(),
+      py::arg("recurrent_mask") = py::none(), py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(),
+      py::arg("threads") = 1, py::arg("packed") = py::none(), py::arg("tuning") = py::none());
+
+  m.def(
+      "rnn_backward",
+      [](const py::object& d_output, const py::object& d_h_n, const py::object& output, const py::object& x,
+         const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const py::object& d_x,
+         const py::object& d_h_0, const py::object& d_w_ih, const py::object& d_w_hh, const py::object& d_b, bool relu,
+         bool reverse, py::object lengths, py::object batch_sizes, py::object reset, py::object recurrent_mask,
+         py::object keep_mask, std::optional<string> isa, int threads, py::object tuning) {
+        const CallOptions o{relu,
+                            reverse,
+                            std::move(lengths),
+                            std::move(batch_sizes),
+                            std::move(reset),
+                            std::move(recurrent_mask),
+                            std::move(keep_mask),
+                            std::move(isa),
+                            threads,
+                            std::move(tuning)};
+        for_dtype(x, "x", [&](auto zero) {
+          backward<decltype(zero)>(d_output, d_h_n, output, x, h_0, w_ih, w_hh, d_x, d_h_0, d_w_ih, d_w_hh, d_b, o);
+        });
+      },
+      py::arg("d_output"), py::arg("d_h_n"), py::arg("output"), py::arg("x"), py::arg("h_0"), py::arg("w_ih"),
+      py::arg("w_hh"), py::arg("d_x"), py::arg("d_h_0"), py::arg("d_w_ih"), py::arg("d_w_hh"), py::arg("d_b"),
+      py::kw_only(), py::arg("relu") = false, py::arg("reverse") = false, py::arg("lengths") = py::none(),
+      py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(), py::arg("recurrent_mask") = py::none(),
+      py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(), py::arg("threads") = 1,
+      py::arg("tuning") = py::none());
+
+  m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());
+  m.def("isas", &isas);
+  m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });
+  m.def("tanh", &tanh_array, py::arg("x"), py::arg("out"), py::arg("isa") = py::none());
+  m.def("fma_peak", &fma_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), py::arg("isa") = py::none());
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,123 @@
+// The table that each instruction set fills: all arithmetic of the CPU backend goes through these functions. The
+// objects that implement them hold static code only (no std:: templates), so no wide instruction leaks elsewhere.
+#pragma once
+
+#include "../rnn.h"
+
+namespace fastrnn {
+
+// Weights packed as panels of tile_columns outputs: panel p starts at p * tile_columns * terms and holds, for each
+// summed index, its outputs side by side; the last panel is only as wide as whole vectors demand, zero-filled.
+// One step of the recurrence over `rows` rows; row arrays hold one pointer a row, to contiguous elements.
+template <class T>
+struct ForwardStep {
+  index rows = 0, I = 0, H = 0;
+  const T* const* x = nullptr;                 // nullptr: out already holds b + w_ih x
+  const T* const* state = nullptr;             // what w_hh multiplies: reset and masked
+  const T* const* kept = nullptr;              // previous state for units that keep it; used with keep
+  const unsigned char* const* keep = nullptr;  // nullptr: no zoneout
+  T* const* out = nullptr;
+  const T* w_ih = nullptr;  // packed
+  const T* w_hh = nullptr;  // packed
+  const T* bias = nullptr;  // padded to whole vectors
+  bool relu = false;
+  index tile_rows = 0;
+};
+
+// One step of BPTT: d_state = (d_sum_next w_hh) * mask [cut by a reset] + kept gradient + d_output, then
+// d_sum = d_state * act'(h). d_sum is the gradient at the activation's argument.
+template <class T>
+struct BackwardStep {
+  index rows = 0, H = 0;
+  const T* const* d_sum_next = nullptr;  // nullptr: no later step; then `last` is added instead
+  const T* const* last = nullptr;        // nullptr or d_h_n rows, with last_unit
+  index last_unit = 1;
+  const T* w_hh_t = nullptr;                        // packed with outputs = columns of w_hh
+  const T* const* mask = nullptr;                   // recurrent mask rows, or nullptr
+  const unsigned char* const* cut = nullptr;        // one flag a row: the later step was reset; or nullptr
+  const unsigned char* const* keep_next = nullptr;  // zoneout of the later step, or nullptr
+  T* const* d_state = nullptr;                      // in: the later step's d_state, out: this step's; only with zoneout
+  const T* const* d_output = nullptr;               // nullptr: zeros; with d_output_unit
+  index d_output_unit = 1;
+  const T* const* h = nullptr;  // nullptr: this is h_0, d_sum receives d_state itself
+  index h_unit = 1;
+  const unsigned char* const* keep = nullptr;  // zoneout of this step, or nullptr
+  T* const* d_sum = nullptr;
+  bool relu = false;
+  index tile_rows = 0;
+};
+
+// out = bias + rows * panels: the hoisted input projection, and d_x.
+template <class T>
+struct RowProduct {
+  index rows = 0, terms = 0, outputs = 0;
+  const T* const* a = nullptr;
+  const T* panels = nullptr;
+  const T* bias = nullptr;  // nullptr: 0
+  T* const* out = nullptr;
+  index tile_rows = 0;
+};
+
+// One operand of the weight gradients, x or the states that entered the steps, on its way into panels
+template <class T>
+struct OperandRows {
+  index rows = 0, columns = 0;
+  const T* const* source = nullptr;  // a null row counts as 0
+  index unit = 1;
+  const T* const* mask = nullptr;  // rows that multiply the source, or nullptr
+  T* panels = nullptr;             // packed_size(rows, columns)
+};
+
+// d_w(:, column .. column + columns) += d_sum^T operand over the rows of one block of the canonical sum.
+template <class T>
+struct WeightGradient {
+  index rows = 0, H = 0;
+  const T* d_sum_tiles = nullptr;     // from pack_tiles
+  const T* operand_panels = nullptr;  // from pack_operand
+  index column = 0, columns = 0;      // one panel: column is a multiple of tile_columns
+  T* d_w = nullptr;
+  index d_w_row = 0;
+};
+
+template <class T>
+struct Kernels {
+  index lanes, tile_rows, tile_columns;
+  // packed(s, o) = source[s * terms_stride + o * outputs_stride]
+  void (*pack_panels)(T* packed, const T* source, index terms, index terms_stride, index outputs, index outputs_stride);
+  void (*forward_step)(const ForwardStep<T>&);
+  void (*backward_step)(const BackwardStep<T>&);
+  void (*row_product)(const RowProduct<T>&);
+  // d_sum rows of one block -> tiles of tile_rows units: tile q holds (row, unit q * tile_rows ..) side by side
+  void (*pack_tiles)(T* tiles, const T* d_sum, index rows, index row_stride, index H, index first_tile,
+                     index last_tile);
+  void (*pack_operand)(const OperandRows<T>&, index first, index last);
+  void (*weight_gradient)(const WeightGradient<T>&);
+  void (*bias_gradient)(T* d_b, const T* d_sum, index rows, index row_stride, index H);
+  void (*tanh)(const T* x, T* out, index count);
+  double (*fma_loop)(index iterations, T* result);  // runs FMAs on all registers; returns the operations done
+};
+
+struct InstructionSet {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+template <class T>
+const Kernels<T>& kernels_of(const InstructionSet& set);
+template <>
+inline const Kernels<float>& kernels_of<float>(const InstructionSet& set) {
+  return set.f32;
+}
+template <>
+inline const Kernels<double>& kernels_of<double>(const InstructionSet& set) {
+  return set.f64;
+}
+
+// Elements of a packed operand; the tail panel is rounded up to whole vectors.
+template <class T>
+index packed_size(const Kernels<T>& k, index terms, index outputs) {
+  return terms * ((outputs + k.lanes - 1) / k.lanes * k.lanes);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,385 @@
+// BPTT in chunks of time steps, from the last processed step to the first. A chunk is one block of the canonical sum
+// of d_w (sum_order.h), about 256 rows, so that its d_sum (the gradient at tanh's argument) is in cache for all uses:
+//
+//   1. the sequential part, over blocks of batch rows:    d_sum of every (step, row) of the chunk
+//   2. d_x, d_b, and the operands of 3 repacked:          2 n H I FLOPs
+//   3. d_w_ih and d_w_hh, over panels of columns:         2 n H (I + H) FLOPs
+//
+// Only h is saved: tanh' = 1 - h^2. Memory beside the outputs: the packed weights, and for
+// one chunk d_sum twice, x and h.
+
+#include <cstring>
+
+#include "passes.h"
+#include "row_order.h"
+#include "split.h"
+#include "sum_order.h"
+#include "workspace.h"
+
+namespace fastrnn {
+namespace {
+
+// Distance between d_sum rows: whole cache lines, an odd number of them, so that a column does not share cache sets
+template <class T>
+index padded_row(index H) {
+  const index line = 64 / static_cast<index>(sizeof(T));
+  const index lines = (H + line - 1) / line;
+  return (lines | 1) * line;
+}
+
+template <class T>
+class BackwardPass {
+public:
+  BackwardPass(const BackwardProblem<T>& problem, const Kernels<T>& kernels, int threads, CallControl& control)
+      : p_(problem),
+        k_(kernels),
+        control_(control),
+        order_(problem.shape, problem.options.rows, problem.options.reverse),
+        flops_per_row_(2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I + p_.shape.H)),
+        threads_(useful_threads(threads, 2 * flops_per_row_ * static_cast<double>(order_.total()))),
+        blocks_(split_rows(p_.shape.B, threads_, k_.tile_rows, p_.tuning.row_block)),
+        chunk_(gradient_steps(p_.shape.B)),
+        row_(padded_row<T>(p_.shape.H)) {
+    const Shape& n = p_.shape;
+    const bool weights = needs_weights();
+    const index steps = chunk_ < order_.steps() ? chunk_ : order_.steps();
+    const index lines = largest_chunk();
+    const auto w_hh_t = memory_.take<T>(packed_size(k_, n.H, n.H));
+    const auto w_ih_t = memory_.take<T>(p_.d_x.data ? packed_size(k_, n.H, n.I) : 0);
+    const auto d_sum = memory_.take<T>(checked_product(lines, row_));
+    const auto carry = memory_.take<T>(order_.steps() > chunk_ ? checked_product(n.B, row_) : 0);
+    const auto d_state = memory_.take<T>(p_.options.keep_mask ? checked_product(n.B, n.H) : 0);
+    const auto first_line = memory_.take<index>(steps + 1);
+    const index tiles = (n.H + k_.tile_rows - 1) / k_.tile_rows;
+    const auto d_sum_tiles = memory_.take<T>(weights ? checked_product(lines, tiles * k_.tile_rows) : 0);
+    const auto x_panels = memory_.take<T>(p_.d_w_ih.data ? checked_product(packed_size(k_, 1, n.I), lines) : 0);
+    const auto h_panels = memory_.take<T>(p_.d_w_hh.data ? checked_product(packed_size(k_, 1, n.H), lines) : 0);
+    const auto x_rows = memory_.take<const T*>(weights ? lines : 0);
+    const auto h_rows = memory_.take<const T*>(weights ? lines : 0);
+    const auto mask_rows = memory_.take<const T*>(weights && p_.options.recurrent_mask ? lines : 0);
+    copy_states_ = weights && (p_.output.unit != 1 || (p_.h_0.data && p_.h_0.unit != 1));
+    const auto state_copy = memory_.take<T>(copy_states_ ? checked_product(lines, n.H) : 0);
+    memory_.allocate();
+
+    w_hh_t_ = memory_[w_hh_t];
+    k_.pack_panels(w_hh_t_, p_.w_hh.data, n.H, p_.w_hh.row, n.H, p_.w_hh.unit);
+    w_ih_t_ = memory_[w_ih_t];
+    if (p_.d_x.data) k_.pack_panels(w_ih_t_, p_.w_ih.data, n.H, p_.w_ih.row, n.I, p_.w_ih.unit);
+    d_sum_ = memory_[d_sum];
+    carry_ = memory_[carry];
+    d_state_ = p_.options.keep_mask ? memory_[d_state] : nullptr;
+    first_line_ = memory_[first_line];
+    d_sum_tiles_ = memory_[d_sum_tiles];
+    x_panels_ = memory_[x_panels];
+    h_panels_ = memory_[h_panels];
+    x_rows_ = memory_[x_rows];
+    h_rows_ = memory_[h_rows];
+    mask_rows_ = p_.options.recurrent_mask ? memory_[mask_rows] : nullptr;
+    state_copy_ = memory_[state_copy];
+  }
+
+  void run() {
+    clear_outputs();
+    for (index end = order_.steps(); end > 0; end -= chunk_) {
+      if (control_.stopped(true)) return;
+      run_chunk(end > chunk_ ? end - chunk_ : 0, end);
+    }
+    if (p_.d_h_0.data) {
+      for (index r = order_.active(0); r < p_.shape.B; ++r) copy_last_to_first(r);
+    }
+  }
+
+private:
+  bool needs_weights() const { return p_.d_w_ih.data || p_.d_w_hh.data; }
+
+  index largest_chunk() const {
+    index largest = 0;
+    for (index end = order_.steps(); end > 0; end -= chunk_) {
+      index lines = 0;
+      for (index s = end > chunk_ ? end - chunk_ : 0; s < end; ++s) lines += order_.active(s);
+      largest = lines > largest ? lines : largest;
+      if (order_.total() == checked_product(order_.steps(), order_.batch()))
+        break;  // all chunks but the last are alike
+    }
+    return largest;
+  }
+
+  void clear_outputs() const {
+    const Shape& n = p_.shape;
+    const auto clear = [](T* at, index count) { std::memset(at, 0, sizeof(T) * static_cast<std::size_t>(count)); };
+    for (index j = 0; j < n.H; ++j) {
+      if (p_.d_w_ih.data) clear(p_.d_w_ih.data + j * p_.d_w_ih.row, n.I);
+      if (p_.d_w_hh.data) clear(p_.d_w_hh.data + j * p_.d_w_hh.row, n.H);
+    }
+    if (p_.d_b.data) clear(p_.d_b.data, n.H);
+    if (!p_.d_x.data || order_.packed()) return;
+    for (index r = 0; r < n.B; ++r) {
+      for (index t = order_.length(r); t < n.T; ++t) clear(order_.at(p_.d_x, t, r), n.I);
+    }
+  }
+
+  // A row of length 0: h_n is h_0
+  void copy_last_to_first(index r) const {
+    T* to = p_.d_h_0.data + order_.slot(r) * p_.d_h_0.row;
+    const T* from = p_.d_h_n.data ? p_.d_h_n.data + order_.slot(r) * p_.d_h_n.row : nullptr;
+    for (index j = 0; j < p_.shape.H; ++j) to[j] = from ? from[j * p_.d_h_n.unit] : T(0);
+  }
+
+  // d_sum of (s, r) in this chunk: steps descend, rows ascend
+  T* d_sum(index s, index r) const { return d_sum_ + (first_line_[s - begin_] + r) * row_; }
+
+  void run_chunk(index begin, index end) {
+    begin_ = begin;
+    end_ = end;
+    lines_ = 0;
+    for (index s = end - 1; s >= begin; --s) {
+      first_line_[s - begin] = lines_;
+      lines_ += order_.active(s);
+    }
+    parallel_for(blocks_.count, threads_, control_,
+                 [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+    if (control_.stopped(true)) return;
+    middle_phase();
+    if (needs_weights() && !control_.stopped(true)) weight_phase();
+  }
+
+  // ---- 1. the sequential part
+
+  void run_block(index first, index last, int worker) {
+    const index per_check = steps_per_check(flops_per_row_ * static_cast<double>(last - first));
+    index unchecked = 0;
+    for (index s = end_ - 1; s >= begin_; --s) {
+      if (++unchecked >= per_check) {
+        unchecked = 0;
+        if (control_.stopped(worker == 0)) return;
+      }
+      const index later = order_.active_in(s + 1, first, last);
+      const index now = order_.active_in(s, first, last);
+      run_step(s, first, first + later, true);
+      run_step(s, first + later, first + now, false);
+    }
+    if (begin_ > 0) {
+      const index rows = order_.active_in(begin_, first, last);
+      for (index r = first; r < first + rows; ++r) {
+        std::memcpy(carry_ + r * row_, d_sum(begin_, r), sizeof(T) * static_cast<std::size_t>(p_.shape.H));
+      }
+    } else if (p_.d_h_0.data) {
+      run_step(-1, first, first + order_.active_in(0, first, last), true);
+    }
+  }
+
+  // Rows [first, last) at step s; s = -1 is h_0. continues: these rows have a step s + 1, the others end here.
+  void run_step(index s, index first, index last, bool continues) {
+    if (first >= last) return;
+    const RnnOptions<T>& o = p_.options;
+    const index H = p_.shape.H;
+    const T* next[most_block_rows];
+    const T* end[most_block_rows];
+    const T* mask[most_block_rows];
+    const T* d_output[most_block_rows];
+    const T* h[most_block_rows];
+    const unsigned char* cut[most_block_rows];
+    const unsigned char* keep_next[most_block_rows];
+    const unsigned char* keep[most_block_rows];
+    T* state[most_block_rows];
+    T* to[most_block_rows];
+    for (index r = first, i = 0; r < last; ++r, ++i) {
+      const index slot = order_.slot(r);
+      if (continues) {
+        next[i] = s + 1 == end_ ? carry_ + r * row_ : d_sum(s + 1, r);
+        const index later = order_.position(order_.time(s + 1, r), r);
+        if (o.reset) cut[i] = o.reset + later;
+        if (o.keep_mask) keep_next[i] = o.keep_mask + later * H;
+        if (o.recurrent_mask) mask[i] = o.recurrent_mask + slot * H;
+      } else if (p_.d_h_n.data) {
+        end[i] = p_.d_h_n.data + slot * p_.d_h_n.row;
+      }
+      if (d_state_) state[i] = d_state_ + r * H;
+      if (s < 0) {
+        to[i] = p_.d_h_0.data + slot * p_.d_h_0.row;
+        continue;
+      }
+      const index t = order_.time(s, r);
+      if (p_.d_output.data) d_output[i] = order_.at(p_.d_output, t, r);
+      if (o.keep_mask) keep[i] = o.keep_mask + order_.position(t, r) * H;
+      h[i] = order_.at(p_.output, t, r);
+      to[i] = d_sum(s, r);
+    }
+    BackwardStep<T> step;
+    step.rows = last - first;
+    step.H = H;
+    step.w_hh_t = w_hh_t_;
+    if (continues) {
+      step.d_sum_next = next;
+      step.mask = o.recurrent_mask ? mask : nullptr;
+      step.cut = o.reset ? cut : nullptr;
+      step.keep_next = o.keep_mask ? keep_next : nullptr;
+    } else if (p_.d_h_n.data) {
+      step.last = end;
+      step.last_unit = p_.d_h_n.unit;
+    }
+    step.d_state = d_state_ ? state : nullptr;
+    if (s >= 0) {
+      step.d_output = p_.d_output.data ? d_output : nullptr;
+      step.d_output_unit = p_.d_output.unit;
+      step.h = h;
+      step.h_unit = p_.output.unit;
+      step.keep = o.keep_mask ? keep : nullptr;
+    }
+    step.d_sum = to;
+    step.relu = o.relu;
+    step.tile_rows = p_.tuning.tile_rows;
+    k_.backward_step(step);
+  }
+
+  // ---- 2. what depends on d_sum alone, and the operands of 3
+
+  void middle_phase() {
+    if (needs_weights()) gather_operands();
+    const index groups = (lines_ + group_lines - 1) / group_lines;
+    const index tiles = (p_.shape.H + k_.tile_rows - 1) / k_.tile_rows;
+    const index tile_tasks = needs_weights() ? (tiles + tiles_a_task - 1) / tiles_a_task : 0;
+    const index bias_tasks = p_.d_b.data ? 1 : 0;
+    parallel_for(groups + tile_tasks + bias_tasks, threads_, control_, [&](index task, int) {
+      if (task < groups) {
+        const index first = task * group_lines;
+        const index last = first + group_lines < lines_ ? first + group_lines : lines_;
+        if (p_.d_x.data) input_gradient(first, last);
+        if (p_.d_w_ih.data) k_.pack_operand(x_operand(), first, last);
+        if (p_.d_w_hh.data) k_.pack_operand(h_operand(), first, last);
+      } else if (task < groups + tile_tasks) {
+        const index tile = (task - groups) * tiles_a_task;
+        k_.pack_tiles(d_sum_tiles_, d_sum_, lines_, row_, p_.shape.H, tile,
+                      tile + tiles_a_task < tiles ? tile + tiles_a_task : tiles);
+      } else {
+        k_.bias_gradient(p_.d_b.data, d_sum_, lines_, row_, p_.shape.H);
+      }
+    });
+  }
+
+  OperandRows<T> x_operand() const { return {lines_, p_.shape.I, x_rows_, p_.x.unit, nullptr, x_panels_}; }
+  OperandRows<T> h_operand() const {
+    return {lines_, p_.shape.H, h_rows_, copy_states_ ? 1 : p_.output.unit, mask_rows_, h_panels_};
+  }
+
+  void input_gradient(index first, index last) const {
+    const T* from[group_lines];
+    T* to[group_lines];
+    for_each_line(first, last, [&](index line, index s, index r) {
+      from[line - first] = d_sum_ + line * row_;
+      to[line - first] = order_.at(p_.d_x, order_.time(s, r), r);
+    });
+    RowProduct<T> product;
+    product.rows = last - first;
+    product.terms = p_.shape.H;
+    product.outputs = p_.shape.I;
+    product.a = from;
+    product.panels = w_ih_t_;
+    product.out = to;
+    product.tile_rows = p_.tuning.tile_rows;
+    k_.row_product(product);
+  }
+
+  // visit(line, step, row) for the chunk's lines [begin, end)
+  template <class Visit>
+  void for_each_line(index begin, index end, Visit visit) const {
+    for (index s = end_ - 1; s >= begin_; --s) {
+      const index first = first_line_[s - begin_];
+      const index active = order_.active(s);
+      if (first >= end) return;
+      for (index r = begin > first ? begin - first : 0; r < active && first + r < end; ++r) visit(first + r, s, r);
+    }
+  }
+
+  // ---- 3. the weight gradients
+
+  void weight_phase() {
+    const index columns = k_.tile_columns;
+    const index ih_tasks = p_.d_w_ih.data ? (p_.shape.I + columns - 1) / columns : 0;
+    const index hh_tasks = p_.d_w_hh.data ? (p_.shape.H + columns - 1) / columns : 0;
+    parallel_for(ih_tasks + hh_tasks, threads_, control_, [&](index task, int worker) {
+      if (control_.stopped(worker == 0)) return;
+      const bool hh = task >= ih_tasks;
+      const Matrix<T>& d_w = hh ? p_.d_w_hh : p_.d_w_ih;
+      const index width = hh ? p_.shape.H : p_.shape.I;
+      WeightGradient<T> g;
+      g.rows = lines_;
+      g.H = p_.shape.H;
+      g.d_sum_tiles = d_sum_tiles_;
+      g.operand_panels = hh ? h_panels_ : x_panels_;
+      g.column = (hh ? task - ih_tasks : task) * columns;
+      g.columns = width - g.column < columns ? width - g.column : columns;
+      g.d_w = d_w.data;
+      g.d_w_row = d_w.row;
+      k_.weight_gradient(g);
+    });
+  }
+
+  // The rows that multiply d_sum: x, and the state that entered the step (null where a reset or a missing h_0 makes it
+  // 0)
+  void gather_operands() const {
+    const RnnOptions<T>& o = p_.options;
+    const index H = p_.shape.H;
+    for_each_line(0, lines_, [&](index line, index s, index r) {
+      const index t = order_.time(s, r);
+      x_rows_[line] = order_.at(p_.x, t, r);
+      const T* state = nullptr;
+      index unit = p_.output.unit;
+      if (s > 0) {
+        state = order_.at(p_.output, order_.time(s - 1, r), r);
+      } else if (p_.h_0.data) {
+        state = p_.h_0.data + order_.slot(r) * p_.h_0.row;
+        unit = p_.h_0.unit;
+      }
+      if (o.reset && o.reset[order_.position(t, r)]) state = nullptr;
+      if (state && copy_states_) {
+        T* to = state_copy_ + line * H;
+        for (index j = 0; j < H; ++j) to[j] = state[j * unit];
+        state = to;
+      }
+      h_rows_[line] = state;
+      if (mask_rows_) mask_rows_[line] = o.recurrent_mask + order_.slot(r) * H;
+    });
+  }
+
+  static constexpr index group_lines = 48;  // rows of one task: d_x and packing
+  static constexpr index tiles_a_task = 8;  // tiles of d_sum packed by one task
+
+  const BackwardProblem<T>& p_;
+  const Kernels<T>& k_;
+  CallControl& control_;
+  RowOrder order_;
+  double flops_per_row_;
+  int threads_;
+  RowBlocks blocks_;
+  index chunk_;  // steps
+  index row_;    // elements between d_sum rows
+  Workspace memory_;
+  T* w_hh_t_ = nullptr;
+  T* w_ih_t_ = nullptr;
+  T* d_sum_ = nullptr;
+  T* carry_ = nullptr;  // d_sum of step end_, from the chunk before
+  T* d_state_ = nullptr;
+  index* first_line_ = nullptr;
+  T* d_sum_tiles_ = nullptr;
+  T* x_panels_ = nullptr;
+  T* h_panels_ = nullptr;
+  const T** x_rows_ = nullptr;
+  const T** h_rows_ = nullptr;
+  const T** mask_rows_ = nullptr;
+  T* state_copy_ = nullptr;
+  bool copy_states_ = false;
+  index begin_ = 0, end_ = 0, lines_ = 0;  // this chunk: steps [begin_, end_), their rows
+};
+
+}  // namespace
+
+template <class T>
+void rnn_backward(const BackwardProblem<T>& problem, const InstructionSet& set, int threads, CallControl& control) {
+  BackwardPass<T>(problem, kernels_of<T>(set), threads, control).run();
+}
+
+template void rnn_backward(const BackwardProblem<float>&, const InstructionSet&, int, CallControl&);
+template void rnn_backward(const BackwardProblem<double>&, const InstructionSet&, int, CallControl&);
+
+}  // namespace fastrnn

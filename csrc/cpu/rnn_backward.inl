@@ -1,0 +1,149 @@
+// BPTT: the sequential part (one step for a block of rows) and the weight gradients over one block of the canonical
+// sum.
+
+// From the sum over the later step's d_sum (in `sum`) to this step's d_sum, for `columns` units of one row
+template <class T>
+FN void finish_row(const BackwardStep<T>& a, index row, index column, index columns, T* sum) {
+  using S = Vec<T>;
+  const bool cut = a.cut && *a.cut[row];
+  const T* mask = a.mask && !cut ? a.mask[row] + column : nullptr;
+  const T* last = a.last ? a.last[row] + column * a.last_unit : nullptr;
+  const T* d_output = a.d_output ? a.d_output[row] + column * a.d_output_unit : nullptr;
+  const T* h = a.h ? a.h[row] + column * a.h_unit : nullptr;
+  T* d_state = a.d_state ? a.d_state[row] + column : nullptr;
+  T* d_sum = a.d_sum[row] + column;
+  if (cut) {
+    for_each_vector<T>(columns, [&](index c, index) { S::store(sum + c, S::set(T(0))); });
+  } else if (mask) {
+    for_each_vector<T>(columns,
+                       [&](index c, index n) { S::store(sum + c, S::mul(S::load(sum + c), load_lanes(mask + c, n))); });
+  }
+  if (a.keep_next && !cut) {
+    const unsigned char* keep = a.keep_next[row] + column;
+    for (index c = 0; c < columns; ++c) sum[c] += keep[c] ? d_state[c] : T(0);
+  }
+  for_each_vector<T>(columns, [&](index c, index n) {
+    auto d = S::load(sum + c);
+    if (last) d = S::add(d, load_strided(last + c * a.last_unit, a.last_unit, n));
+    if (d_output) d = S::add(d, load_strided(d_output + c * a.d_output_unit, a.d_output_unit, n));
+    if (d_state) store_lanes(d_state + c, d, n);
+    if (h) {
+      const auto hv = load_strided(h + c * a.h_unit, a.h_unit, n);
+      d = a.relu ? S::zero_where_not_positive(d, hv) : S::mul(d, S::fnma(hv, hv, S::set(T(1))));
+    }
+    store_lanes(d_sum + c, d, n);
+  });
+  if (a.keep) {
+    const unsigned char* keep = a.keep[row] + column;
+    for (index c = 0; c < columns; ++c) d_sum[c] = keep[c] ? T(0) : d_sum[c];
+  }
+}
+
+template <class T>
+static void backward_step(const BackwardStep<T>& a) {
+  using G = Tile<T>;
+  alignas(64) T s[G::sum_size];
+  for_each_tile<T>(a.rows, a.H, a.tile_rows, [&](index first, index rows, index column, index columns, TileSum<T> add) {
+    prefetch_rows<T>(a.d_output, first, rows, column, columns, a.d_output_unit);
+    prefetch_rows<T>(a.h, first, rows, column, columns, a.h_unit);
+    if (a.d_sum_next) {
+      add.sum(s, a.d_sum_next + first, a.H, a.w_hh_t, true);
+    } else {
+      for (T& element : s) element = T(0);
+    }
+    for (index r = 0; r < rows; ++r) finish_row(a, first + r, column, columns, s + r * G::sum_stride);
+  });
+}
+
+// One tile of d_w: Tile::rows units x W vectors of columns over all rows of the block, both operands packed.
+template <class T, unsigned W>
+static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, index d_w_row, index units,
+                          index columns) {
+  using S = Vec<T>;
+  using V = typename S::V;
+  constexpr unsigned R = Tile<T>::rows;
+  constexpr index L = S::lanes;
+  V acc[R][W];
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) acc[r][w] = S::set(T(0));
+#pragma GCC unroll 2
+  for (index k = 0; k < rows; ++k) {
+    V b[W];
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) b[w] = S::load(operand + w * L);
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < R; ++r) {
+      const V a = S::set(d_sum[r]);
+#pragma GCC unroll 8
+      for (unsigned w = 0; w < W; ++w) acc[r][w] = S::fma(a, b[w], acc[r][w]);
+    }
+    d_sum += R;
+    operand += W * L;
+  }
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r) {
+    if (r >= units) break;
+    T* to = d_w + r * d_w_row;
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) {
+      const index n = columns - w * L < L ? columns - w * L : L;
+      if (n == L) {
+        S::store(to + w * L, S::add(S::load(to + w * L), acc[r][w]));
+      } else if (n > 0) {
+        S::store_part(to + w * L, S::add(S::load_part(to + w * L, n), acc[r][w]), n);
+      }
+    }
+  }
+}
+
+template <class T>
+static void weight_gradient(const WeightGradient<T>& a) {
+  using G = Tile<T>;
+  const index vectors = (a.columns + G::lanes - 1) / G::lanes;
+  const T* operand = a.operand_panels + a.column * a.rows;
+  for (index unit = 0; unit < a.H; unit += G::rows) {
+    const T* d_sum = a.d_sum_tiles + unit * a.rows;
+    T* d_w = a.d_w + unit * a.d_w_row + a.column;
+    const index units = a.H - unit;
+    switch (vectors) {
+      case 1:
+        gradient_tile<T, 1>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+        break;
+      case 2:
+        gradient_tile<T, 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+        break;
+      case 3:
+        gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+        break;
+      default:
+        gradient_tile<T, G::panel_vectors>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+    }
+  }
+}
+
+// d_b += the block's sum, a plain chain over the rows; several vectors at once hide the latency of the additions
+template <class T>
+static void bias_gradient(T* d_b, const T* d_sum, index rows, index row_stride, index H) {
+  using S = Vec<T>;
+  constexpr index L = S::lanes;
+  constexpr index together = 4;
+  index c = 0;
+  for (; c + together * L <= H; c += together * L) {
+    typename S::V sum[together];
+#pragma GCC unroll 4
+    for (index v = 0; v < together; ++v) sum[v] = S::set(T(0));
+    for (index i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+      for (index v = 0; v < together; ++v) sum[v] = S::add(sum[v], S::load(d_sum + i * row_stride + c + v * L));
+    }
+#pragma GCC unroll 4
+    for (index v = 0; v < together; ++v) S::store(d_b + c + v * L, S::add(S::load(d_b + c + v * L), sum[v]));
+  }
+  for_each_vector<T>(H - c, [&](index at, index n) {
+    auto sum = S::set(T(0));
+    for (index i = 0; i < rows; ++i) sum = S::add(sum, load_lanes(d_sum + i * row_stride + c + at, n));
+    store_lanes(d_b + c + at, S::add(load_lanes(d_b + c + at, n), sum), n);
+  });
+}

@@ -1,0 +1,248 @@
+// The forward pass: packs the weights, then runs blocks of batch rows over all time, each block on one thread.
+//
+// Per step of n rows: 2 n H (I + H) FLOPs; the packed weights stream once from the cache that holds them. For small
+// blocks the input projection is hoisted: done for many time steps at once, left in the output, and picked up there.
+
+#include <cstring>
+
+#include "passes.h"
+#include "row_order.h"
+#include "split.h"
+#include "sum_order.h"
+#include "workspace.h"
+
+namespace fastrnn {
+namespace {
+
+template <class T>
+struct PackedParts {
+  Workspace::Part<T> w_ih, w_hh;
+};
+
+template <class T>
+PackedParts<T> take_packed(Workspace& memory, const Kernels<T>& k, const Shape& shape) {
+  return {memory.take<T>(packed_size(k, shape.I, shape.H)), memory.take<T>(packed_size(k, shape.H, shape.H))};
+}
+
+template <class T>
+void pack(T* w_ih_to, T* w_hh_to, const Kernels<T>& k, const Shape& shape, const Matrix<const T>& w_ih,
+          const Matrix<const T>& w_hh) {
+  k.pack_panels(w_ih_to, w_ih.data, shape.I, w_ih.unit, shape.H, w_ih.row);
+  k.pack_panels(w_hh_to, w_hh.data, shape.H, w_hh.unit, shape.H, w_hh.row);
+}
+
+template <class T>
+class ForwardPass {
+public:
+  ForwardPass(const ForwardProblem<T>& problem, const Kernels<T>& kernels, const PackedWeights<T>* packed, int threads,
+              CallControl& control)
+      : p_(problem),
+        k_(kernels),
+        control_(control),
+        order_(problem.shape, problem.options.rows, problem.options.reverse),
+        flops_per_row_(2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I + p_.shape.H)),
+        threads_(useful_threads(threads, flops_per_row_ * static_cast<double>(order_.total()))),
+        blocks_(split_rows(p_.shape.B, threads_, k_.tile_rows, p_.tuning.row_block)) {
+    const Shape& n = p_.shape;
+    PackedParts<T> weights;
+    if (!packed) weights = take_packed(memory_, k_, n);
+    const auto bias = memory_.take<T>(n.H + k_.lanes);
+    const auto zero = memory_.take<T>(n.H);
+    const auto h_0 = memory_.take<T>(p_.h_0.data && p_.h_0.unit != 1 ? checked_product(n.B, n.H) : 0);
+    const index lines = checked_product(most_block_rows, threads_);
+    const auto x_rows = memory_.take<T>(p_.x.unit != 1 ? checked_product(lines, n.I) : 0);
+    const auto masked = memory_.take<T>(p_.options.recurrent_mask ? checked_product(lines, n.H) : 0);
+    memory_.allocate();
+
+    if (packed) {
+      w_ih_ = packed->w_ih;
+      w_hh_ = packed->w_hh;
+    } else {
+      pack(memory_[weights.w_ih], memory_[weights.w_hh], k_, n, p_.w_ih, p_.w_hh);
+      w_ih_ = memory_[weights.w_ih];
+      w_hh_ = memory_[weights.w_hh];
+    }
+    bias_ = memory_[bias];
+    for (index j = 0; j < n.H + k_.lanes; ++j) {
+      const bool given = j < n.H;
+      const T ih = given && p_.b_ih.data ? p_.b_ih.data[j * p_.b_ih.unit] : T(0);
+      const T hh = given && p_.b_hh.data ? p_.b_hh.data[j * p_.b_hh.unit] : T(0);
+      bias_[j] = ih + hh;
+    }
+    zero_ = memory_[zero];
+    std::memset(zero_, 0, sizeof(T) * static_cast<std::size_t>(n.H));
+    h_0_ = p_.h_0;
+    if (p_.h_0.data && p_.h_0.unit != 1) {
+      T* to = memory_[h_0];
+      for (index b = 0; b < n.B; ++b) {
+        for (index j = 0; j < n.H; ++j) to[b * n.H + j] = p_.h_0.data[b * p_.h_0.row + j * p_.h_0.unit];
+      }
+      h_0_ = Matrix<const T>{to, n.H, 1};
+    }
+    x_rows_ = p_.x.unit != 1 ? memory_[x_rows] : nullptr;
+    masked_ = p_.options.recurrent_mask ? memory_[masked] : nullptr;
+  }
+
+  void run() {
+    parallel_for(blocks_.count, threads_, control_,
+                 [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+  }
+
+private:
+  const T* initial(index r) const { return h_0_.data ? h_0_.data + order_.slot(r) * h_0_.row : zero_; }
+
+  // x of (t, r), contiguous: where it lies, or copied to line i of this worker's scratch
+  const T* x_row(index t, index r, index i, int worker) const {
+    const T* from = order_.at(p_.x, t, r);
+    if (!x_rows_) return from;
+    T* to = x_rows_ + (worker * most_block_rows + i) * p_.shape.I;
+    for (index k = 0; k < p_.shape.I; ++k) to[k] = from[k * p_.x.unit];
+    return to;
+  }
+
+  void run_block(index first, index last, int worker) {
+    const Shape& n = p_.shape;
+    const index rows = last - first;
+    const index steps = order_.active_in(0, first, last) > 0 ? order_.length(first) : 0;
+    const bool hoist = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows;
+    index chunk = hoist ? most_block_rows / rows : steps_per_check(flops_per_row_ * static_cast<double>(rows));
+    if (p_.tuning.chunk_steps > 0 && p_.tuning.chunk_steps < chunk) chunk = p_.tuning.chunk_steps;
+    for (index s = 0; s < steps; s += chunk) {
+      if (control_.stopped(worker == 0)) return;
+      const index end = s + chunk < steps ? s + chunk : steps;
+      if (hoist) project(s, end, first, last, worker);
+      for (index step = s; step < end; ++step) run_step(step, first, last, hoist, worker);
+    }
+    for (index r = first; r < last; ++r) {
+      const index length = order_.length(r);
+      const T* h_n = length > 0 ? order_.at(p_.output, order_.time(length - 1, r), r) : initial(r);
+      std::memcpy(p_.h_n.data + order_.slot(r) * p_.h_n.row, h_n, sizeof(T) * static_cast<std::size_t>(n.H));
+      if (order_.packed()) continue;
+      for (index t = length; t < n.T; ++t) {
+        std::memset(order_.at(p_.output, t, r), 0, sizeof(T) * static_cast<std::size_t>(n.H));
+      }
+    }
+  }
+
+  // output = b + w_ih x for steps [s, end) of the block
+  void project(index s, index end, index first, index last, int worker) {
+    const T* x[most_block_rows];
+    T* out[most_block_rows];
+    index lines = 0;
+    for (; s < end; ++s) {
+      const index active = order_.active_in(s, first, last);
+      for (index r = first; r < first + active; ++r, ++lines) {
+        const index t = order_.time(s, r);
+        x[lines] = x_row(t, r, lines, worker);
+        out[lines] = order_.at(p_.output, t, r);
+      }
+    }
+    RowProduct<T> product;
+    product.rows = lines;
+    product.terms = p_.shape.I;
+    product.outputs = p_.shape.H;
+    product.a = x;
+    product.panels = w_ih_;
+    product.bias = bias_;
+    product.out = out;
+    product.tile_rows = p_.tuning.tile_rows;
+    k_.row_product(product);
+  }
+
+  void run_step(index s, index first, index last, bool hoisted, int worker) {
+    const RnnOptions<T>& o = p_.options;
+    const index H = p_.shape.H;
+    const T* x[most_block_rows];
+    const T* state[most_block_rows];
+    const T* kept[most_block_rows];
+    const unsigned char* keep[most_block_rows];
+    T* out[most_block_rows];
+    const index rows = order_.active_in(s, first, last);
+    for (index i = 0; i < rows; ++i) {
+      const index r = first + i;
+      const index t = order_.time(s, r);
+      out[i] = order_.at(p_.output, t, r);
+      if (!hoisted) x[i] = x_row(t, r, i, worker);
+      const T* previous = s > 0 ? order_.at(p_.output, order_.time(s - 1, r), r) : initial(r);
+      if (o.reset && o.reset[order_.position(t, r)]) previous = zero_;
+      kept[i] = state[i] = previous;
+      if (o.keep_mask) keep[i] = o.keep_mask + order_.position(t, r) * H;
+      if (masked_) {
+        T* to = masked_ + (worker * most_block_rows + i) * H;
+        const T* mask = o.recurrent_mask + order_.slot(r) * H;
+        for (index j = 0; j < H; ++j) to[j] = previous[j] * mask[j];
+        state[i] = to;
+      }
+    }
+    ForwardStep<T> step;
+    step.rows = rows;
+    step.I = p_.shape.I;
+    step.H = H;
+    step.x = hoisted ? nullptr : x;
+    step.state = state;
+    step.kept = kept;
+    step.keep = o.keep_mask ? keep : nullptr;
+    step.out = out;
+    step.w_ih = w_ih_;
+    step.w_hh = w_hh_;
+    step.bias = bias_;
+    step.relu = o.relu;
+    step.tile_rows = p_.tuning.tile_rows;
+    k_.forward_step(step);
+  }
+
+  const ForwardProblem<T>& p_;
+  const Kernels<T>& k_;
+  CallControl& control_;
+  RowOrder order_;
+  double flops_per_row_;
+  int threads_;
+  RowBlocks blocks_;
+  Workspace memory_;
+  const T* w_ih_ = nullptr;
+  const T* w_hh_ = nullptr;
+  T* bias_ = nullptr;
+  T* zero_ = nullptr;
+  Matrix<const T> h_0_;
+  T* x_rows_ = nullptr;
+  T* masked_ = nullptr;
+};
+
+}  // namespace
+
+template <class T>
+PackedWeights<T> pack_weights(const InstructionSet& set, const Shape& shape, const Matrix<const T>& w_ih,
+                              const Matrix<const T>& w_hh) {
+  const Kernels<T>& k = kernels_of<T>(set);
+  PackedWeights<T> result;
+  result.set = &set;
+  result.I = shape.I;
+  result.H = shape.H;
+  result.memory = std::make_unique<Workspace>();
+  const PackedParts<T> parts = take_packed(*result.memory, k, shape);
+  result.memory->allocate();
+  T* to_ih = (*result.memory)[parts.w_ih];
+  T* to_hh = (*result.memory)[parts.w_hh];
+  pack(to_ih, to_hh, k, shape, w_ih, w_hh);
+  result.w_ih = to_ih;
+  result.w_hh = to_hh;
+  return result;
+}
+
+template <class T>
+void rnn_forward(const ForwardProblem<T>& problem, const InstructionSet& set, const PackedWeights<T>* packed,
+                 int threads, CallControl& control) {
+  if (problem.shape.B == 0) return;
+  ForwardPass<T>(problem, kernels_of<T>(set), packed, threads, control).run();
+}
+
+template PackedWeights<float> pack_weights(const InstructionSet&, const Shape&, const Matrix<const float>&,
+                                           const Matrix<const float>&);
+template PackedWeights<double> pack_weights(const InstructionSet&, const Shape&, const Matrix<const double>&,
+                                            const Matrix<const double>&);
+template void rnn_forward(const ForwardProblem<float>&, const InstructionSet&, const PackedWeights<float>*, int,
+                          CallControl&);
+template void rnn_forward(const ForwardProblem<double>&, const InstructionSet&, const PackedWeights<double>*, int,
+                          CallControl&);
+
+}  // namespace fastrnn

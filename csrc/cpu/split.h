@@ -1,0 +1,45 @@
+// How work is cut into tasks and steps; decides speed only, never bits.
+#pragma once
+
+#include "../rnn.h"
+
+namespace fastrnn {
+
+constexpr index most_block_rows = 128;  // batch rows of one task; bounds the pointer arrays on the stack
+
+struct RowBlocks {
+  index count, rows, batch;
+  index first(index block) const { return block * rows; }
+  index last(index block) const { return (block + 1) * rows < batch ? (block + 1) * rows : batch; }
+};
+
+// Few large blocks, since each block streams all weights once a step; two a thread when they stay large, so that a
+// thread that is held up can be helped out.
+inline RowBlocks split_rows(index batch, int threads, index tile_rows, index forced) {
+  index rows = forced;
+  if (rows <= 0) {
+    index blocks = (batch + most_block_rows - 1) / most_block_rows;
+    if (threads > 1) {
+      const index twice = 2 * static_cast<index>(threads);
+      const index wanted = batch >= twice * 4 * tile_rows ? twice : threads;
+      blocks = blocks > wanted ? (blocks + wanted - 1) / wanted * wanted : wanted;
+    }
+    rows = (batch + blocks - 1) / (blocks > 0 ? blocks : 1);
+  }
+  rows = rows < 1 ? 1 : rows > most_block_rows ? most_block_rows : rows;
+  return RowBlocks{(batch + rows - 1) / rows, rows, batch};
+}
+
+// Threads worth waking: below about 50 us of work the caller is faster alone.
+inline int useful_threads(int threads, double flops) {
+  const double most = flops / 4e6;
+  return most < 1 ? 1 : most < threads ? static_cast<int>(most) : threads;
+}
+
+// Steps between two looks at the clock, some 50 us apart
+inline index steps_per_check(double flops_per_step) {
+  const double steps = 4e6 / (flops_per_step + 1);
+  return steps < 1 ? 1 : steps > 4096 ? 4096 : static_cast<index>(steps);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,25 @@
+// The canonical sum: the one order in which every path adds, so that a row's result has the same bits whatever the
+// batch, the time range, the thread count, the alignment or the register tile.
+//
+// z    = b; then for each block of sum_block(I) consecutive k of x, ascending: z += chain(block); then the same over
+//        the state with sum_block(H). A chain is one ascending sequence of FMAs that starts from 0.
+// d_h, d_x likewise over j in blocks of sum_block(H), from 0; then the recurrent mask; then what zoneout passes on;
+//        then d_output. d_x has the sum alone.
+// d_w, d_b: blocks of gradient_steps(B) whole time steps, counted from the last processed step backwards; inside a
+//        block one chain over (step descending, row ascending in length order); block sums are added in order.
+#pragma once
+
+#include "../rnn.h"
+
+namespace fastrnn {
+
+// Short sums take short blocks: several independent chains hide the latency at B = 1.
+static constexpr index sum_block(index terms) { return terms <= 96 ? 32 : 128; }
+
+static constexpr index gradient_rows = 256;
+
+static constexpr index gradient_steps(index batch) {
+  return batch >= gradient_rows ? 1 : (gradient_rows + batch - 1) / (batch > 0 ? batch : 1);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,37 @@
+#include "workspace.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+
+namespace fastrnn {
+
+OutOfMemory::OutOfMemory(const std::string& bytes)
+    : text_("fastrnn: workspace: " + bytes + " bytes are not available") {}
+
+index checked_product(index a, index b) {
+  if (a < 0 || b < 0 || (b > 0 && a > std::numeric_limits<index>::max() / b)) {
+    throw OutOfMemory(std::to_string(a) + " x " + std::to_string(b));
+  }
+  return a * b;
+}
+
+index Workspace::reserve(index bytes) {
+  // successive parts lie 64 bytes apart more than a multiple of the page, so that they do not share cache sets
+  const index padded = (bytes + 2 * alignment - 1) / alignment * alignment;
+  if (bytes > std::numeric_limits<index>::max() / 2 - size_) throw OutOfMemory(std::to_string(bytes));
+  const index offset = size_;
+  size_ += padded;
+  return offset;
+}
+
+void Workspace::allocate() {
+  memory_ = static_cast<unsigned char*>(std::malloc(static_cast<std::size_t>(size_ + alignment)));
+  if (!memory_) throw OutOfMemory(std::to_string(size_));
+  const auto address = reinterpret_cast<std::uintptr_t>(memory_);
+  base_ = memory_ + (alignment - static_cast<index>(address % alignment)) % alignment;
+}
+
+Workspace::~Workspace() { std::free(memory_); }
+
+}  // namespace fastrnn

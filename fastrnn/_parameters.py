@@ -1,0 +1,220 @@
+"""What RNN and RNNCell share: parameters and their gradients, state_dict, frozen."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from . import _backends, _validate
+from ._backends.options import Array, RnnGradients
+from ._validate import exact
+
+Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None]  # w_ih, w_hh, b_ih, b_hh
+
+_freezing = threading.Lock()
+
+
+class Parameters(MutableMapping[str, Array]):
+    """A layer's parameters by name. The names are fixed; an array may be replaced by one of its shape and dtype."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+
+    def __getitem__(self, name: str) -> Array:
+        return self._layer._arrays[name]
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        arrays = self._layer._arrays
+        if name not in arrays:
+            raise KeyError(f"parameters: expected one of {list(arrays)}, got {name!r}")
+        if self._layer._frozen is not None:
+            raise ValueError(f"{name}: expected a layer that is not frozen, got an assignment inside frozen()")
+        arrays[name] = exact(name, value, arrays[name].dtype, arrays[name].shape)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"parameters: expected the names to stay, got the deletion of {name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layer._arrays)
+
+    def __len__(self) -> int:
+        return len(self._layer._arrays)
+
+    def __repr__(self) -> str:
+        return repr(self._layer._arrays)
+
+
+class IncompatibleKeys(NamedTuple):
+    """What load_state_dict(strict=False) passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+@dataclass
+class _Frozen:
+    depth: int
+    thaw: list[Array]  # the arrays to make writable again
+    packed: list[Any]  # by layer and direction
+
+
+class Layer:
+    """The base of RNN and RNNCell, which call _create for each direction of each layer."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        nonlinearity: str,
+        bias: bool,
+        dtype: Any,
+        device: str,
+        backend: str,
+        seed: Any,
+    ) -> None:
+        self.input_size = _validate.integer("input_size", input_size, at_least=0)
+        self.hidden_size = _validate.integer("hidden_size", hidden_size, at_least=1)
+        _validate.check_nonlinearity(nonlinearity)
+        self.nonlinearity = nonlinearity
+        self.bias = _validate.boolean("bias", bias)
+        self.dtype = _validate.float_dtype("dtype", dtype)
+        if device != "cpu":
+            raise ValueError(f"device: expected 'cpu', the only device that this version computes on, got {device!r}")
+        self.device = "cpu"
+        _backends.get(backend, self.device)
+        self.backend = backend
+        self.grads: dict[str, Array] = {}
+        self._arrays: dict[str, Array] = {}
+        self._names: list[tuple[str, ...]] = []  # by layer and direction
+        self._frozen: _Frozen | None = None
+        self._rng = np.random.default_rng(seed)
+
+    def _create(self, input_size: int, suffix: str = "") -> None:
+        """Adds the parameters of one direction of one layer, uniform in +-1 / sqrt(H)."""
+        H = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (H, input_size), "weight_hh": (H, H)}
+        if self.bias:
+            shapes |= {"bias_ih": (H,), "bias_hh": (H,)}
+        for name, shape in shapes.items():
+            self._arrays[name + suffix] = self._rng.uniform(-(H**-0.5), H**-0.5, shape).astype(self.dtype)
+            self.grads[name + suffix] = np.zeros(shape, self.dtype)
+        self._names.append(tuple(name + suffix for name in shapes))
+
+    @property
+    def parameters(self) -> Parameters:
+        """Name -> array, with torch's names. Arrays may be written in place, or replaced (same shape and dtype)."""
+        return Parameters(self)
+
+    def zero_grad(self) -> None:
+        """Sets every array of grads to zero, in place."""
+        for gradient in self.grads.values():
+            gradient[...] = 0
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters, under torch's names."""
+        return {name: array.copy() for name, array in self._arrays.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Copies values into the parameters, in place; a torch module's state_dict does too.
+
+        Values are arrays or tensors of any floating dtype; they are converted. Returns the keys that strict=False
+        passed over. Raises KeyError for missing or unexpected keys when strict, TypeError for a value that is no
+        floating array, ValueError for a wrong shape and for read-only parameters; nothing has been changed then.
+        """
+        missing = [name for name in self._arrays if name not in state_dict]
+        unexpected = [name for name in state_dict if name not in self._arrays]
+        if strict and (missing or unexpected):
+            raise KeyError(
+                f"state_dict: expected the keys {list(self._arrays)}, got missing keys {missing} and unexpected keys "
+                f"{unexpected}"
+            )
+        values = {name: _loadable(name, state_dict[name]) for name in self._arrays if name in state_dict}
+        wrong = []
+        for name, value in values.items():
+            array = self._arrays[name]
+            if value.shape != array.shape:
+                wrong.append(f"{name}: expected shape {array.shape}, got {value.shape}")
+            elif not array.flags.writeable:
+                wrong.append(f"{name}: expected a writable parameter, got a read-only one, as inside frozen()")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        for name, value in values.items():
+            np.copyto(self._arrays[name], value, casting="same_kind")
+        return IncompatibleKeys(missing, unexpected)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside `with layer.frozen():` packed weights are kept between calls, and the parameters are read-only.
+
+        Calls give the same bits as outside. May be nested and entered by several threads at once. Writing through
+        another view of a parameter's memory goes unnoticed.
+        """
+        with _freezing:
+            if self._frozen is None:
+                self._frozen = self._freeze()
+            self._frozen.depth += 1
+            frozen = self._frozen
+        try:
+            yield
+        finally:
+            with _freezing:
+                frozen.depth -= 1
+                if frozen.depth == 0:
+                    self._frozen = None
+                    _set_writable(frozen.thaw, True)
+
+    def _freeze(self) -> _Frozen:
+        thaw = [array for array in self._arrays.values() if array.flags.writeable]
+        _set_writable(thaw, False)
+        try:
+            pack = _backends.get(self.backend, self.device).pack_weights
+            return _Frozen(0, thaw, [pack(*self._weights(k)[:2]) for k in range(len(self._names))])
+        except BaseException:
+            _set_writable(thaw, True)
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frozen": None}  # a copy is not frozen: copied arrays are writable
+
+    def _weights(self, k: int) -> Weights:
+        w_ih, w_hh, *biases = [self._arrays[name] for name in self._names[k]]
+        b_ih, b_hh = biases or (None, None)
+        return w_ih, w_hh, b_ih, b_hh
+
+    def _packed(self, k: int) -> Any:
+        frozen = self._frozen  # read once: another thread may leave frozen()
+        return None if frozen is None else frozen.packed[k]
+
+    def _needs(self) -> tuple[str, ...]:
+        return ("x", "h_0", "w_ih", "w_hh", "b") if self.bias else ("x", "h_0", "w_ih", "w_hh")
+
+    def _accumulate(self, k: int, gradients: RnnGradients) -> None:
+        d = gradients
+        for name, gradient in zip(self._names[k], (d.d_w_ih, d.d_w_hh, d.d_b, d.d_b), strict=False):
+            self.grads[name] += gradient
+
+    def _describe(self, *shown: str) -> str:
+        words = [str(self.input_size), str(self.hidden_size), *shown]
+        if self.nonlinearity != "tanh":
+            words.append(f"nonlinearity={self.nonlinearity}")
+        return f"{type(self).__name__}({', '.join(words)})"
+
+
+def _loadable(name: str, value: Any) -> Array:
+    """value as an array of any floating dtype; a torch tensor may require grad and live on any device."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().double().numpy()  # double: NumPy has no bfloat16
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name}: expected a floating array or tensor, got {kind}")
+    return value
+
+
+def _set_writable(arrays: list[Array], writable: bool) -> None:
+    for array in arrays:
+        array.flags.writeable = writable
