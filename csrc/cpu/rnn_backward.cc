@@ -80,6 +80,14 @@ public:
 
   void run() {
     clear_outputs();
+    if (order_.total() > 0) run_chunks();
+    if (p_.d_h_0.data) {
+      for (index r = order_.active(0); r < p_.shape.B; ++r) copy_last_to_first(r);
+    }
+  }
+
+private:
+  void run_chunks() {
     for (index end = order_.steps(); end > 0; end -= chunk_) {
       if (control_.stopped(true)) return;
       run_chunk(end > chunk_ ? end - chunk_ : 0, end);

@@ -63,38 +63,43 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
   using V = typename S::V;
   constexpr unsigned R = Tile<T>::rows;
   constexpr index L = S::lanes;
-  V acc[R][W];
+  alignas(64) T sum[R * W * static_cast<unsigned>(L)];
+  for (index first = 0; first < rows; first += gradient_chain) {
+    const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
+    V acc[R][W];
 #pragma GCC unroll 8
-  for (unsigned r = 0; r < R; ++r)
+    for (unsigned r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (unsigned w = 0; w < W; ++w) acc[r][w] = S::set(T(0));
+      for (unsigned w = 0; w < W; ++w) acc[r][w] = S::set(T(0));
 #pragma GCC unroll 2
-  for (index k = 0; k < rows; ++k) {
-    V b[W];
+    for (index k = 0; k < n; ++k) {
+      V b[W];
 #pragma GCC unroll 8
-    for (unsigned w = 0; w < W; ++w) b[w] = S::load(operand + w * L);
+      for (unsigned w = 0; w < W; ++w) b[w] = S::load(operand + w * L);
+#pragma GCC unroll 8
+      for (unsigned r = 0; r < R; ++r) {
+        const V a = S::set(d_sum[r]);
+#pragma GCC unroll 8
+        for (unsigned w = 0; w < W; ++w) acc[r][w] = S::fma(a, b[w], acc[r][w]);
+      }
+      d_sum += R;
+      operand += W * L;
+    }
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) {
-      const V a = S::set(d_sum[r]);
 #pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) acc[r][w] = S::fma(a, b[w], acc[r][w]);
-    }
-    d_sum += R;
-    operand += W * L;
-  }
-#pragma GCC unroll 8
-  for (unsigned r = 0; r < R; ++r) {
-    if (r >= units) break;
-    T* to = d_w + r * d_w_row;
-#pragma GCC unroll 8
-    for (unsigned w = 0; w < W; ++w) {
-      const index n = columns - w * L < L ? columns - w * L : L;
-      if (n == L) {
-        S::store(to + w * L, S::add(S::load(to + w * L), acc[r][w]));
-      } else if (n > 0) {
-        S::store_part(to + w * L, S::add(S::load_part(to + w * L, n), acc[r][w]), n);
+      for (unsigned w = 0; w < W; ++w) {
+        T* at = sum + (r * W + w) * L;
+        S::store(at, S::add(first ? S::load(at) : S::set(T(0)), acc[r][w]));
       }
     }
+  }
+  if (units > static_cast<index>(R)) units = R;
+  for (index r = 0; r < units; ++r) {
+    T* to = d_w + r * d_w_row;
+    for_each_vector<T>(columns, [&](index c, index n) {
+      store_lanes(to + c, S::add(load_lanes(to + c, n), S::load(sum + r * W * L + c)), n);
+    });
   }
 }
 
@@ -123,27 +128,40 @@ static void weight_gradient(const WeightGradient<T>& a) {
   }
 }
 
-// d_b += the block's sum, a plain chain over the rows; several vectors at once hide the latency of the additions
-template <class T>
-static void bias_gradient(T* d_b, const T* d_sum, index rows, index row_stride, index H) {
+// d_b += the block's sum; several vectors at once hide the latency of the additions
+template <class T, unsigned W>
+FN void bias_gradient_of(T* d_b, const T* d_sum, index rows, index row_stride, index columns) {
   using S = Vec<T>;
   constexpr index L = S::lanes;
-  constexpr index together = 4;
-  index c = 0;
-  for (; c + together * L <= H; c += together * L) {
-    typename S::V sum[together];
+  typename S::V sum[W];
 #pragma GCC unroll 4
-    for (index v = 0; v < together; ++v) sum[v] = S::set(T(0));
-    for (index i = 0; i < rows; ++i) {
+  for (unsigned w = 0; w < W; ++w) sum[w] = S::set(T(0));
+  for (index first = 0; first < rows; first += gradient_chain) {
+    const index end = rows - first < gradient_chain ? rows : first + gradient_chain;
+    typename S::V chain[W];
 #pragma GCC unroll 4
-      for (index v = 0; v < together; ++v) sum[v] = S::add(sum[v], S::load(d_sum + i * row_stride + c + v * L));
+    for (unsigned w = 0; w < W; ++w) chain[w] = S::set(T(0));
+    for (index i = first; i < end; ++i) {
+#pragma GCC unroll 4
+      for (unsigned w = 0; w < W; ++w) {
+        const index n = columns - w * L < L ? columns - w * L : L;
+        chain[w] = S::add(chain[w], load_lanes(d_sum + i * row_stride + w * L, n));
+      }
     }
 #pragma GCC unroll 4
-    for (index v = 0; v < together; ++v) S::store(d_b + c + v * L, S::add(S::load(d_b + c + v * L), sum[v]));
+    for (unsigned w = 0; w < W; ++w) sum[w] = S::add(sum[w], chain[w]);
   }
-  for_each_vector<T>(H - c, [&](index at, index n) {
-    auto sum = S::set(T(0));
-    for (index i = 0; i < rows; ++i) sum = S::add(sum, load_lanes(d_sum + i * row_stride + c + at, n));
-    store_lanes(d_b + c + at, S::add(load_lanes(d_b + c + at, n), sum), n);
-  });
+#pragma GCC unroll 4
+  for (unsigned w = 0; w < W; ++w) {
+    const index n = columns - w * L < L ? columns - w * L : L;
+    store_lanes(d_b + w * L, S::add(load_lanes(d_b + w * L, n), sum[w]), n);
+  }
+}
+
+template <class T>
+static void bias_gradient(T* d_b, const T* d_sum, index rows, index row_stride, index H) {
+  constexpr index L = Vec<T>::lanes;
+  index c = 0;
+  for (; c + 4 * L <= H; c += 4 * L) bias_gradient_of<T, 4>(d_b + c, d_sum + c, rows, row_stride, 4 * L);
+  for (; c < H; c += L) bias_gradient_of<T, 1>(d_b + c, d_sum + c, rows, row_stride, H - c < L ? H - c : L);
 }

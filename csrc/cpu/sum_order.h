@@ -5,8 +5,10 @@
 //        the state with sum_block(H). A chain is one ascending sequence of FMAs that starts from 0.
 // d_h, d_x likewise over j in blocks of sum_block(H), from 0; then the recurrent mask; then what zoneout passes on;
 //        then d_output. d_x has the sum alone.
-// d_w, d_b: blocks of gradient_steps(B) whole time steps, counted from the last processed step backwards; inside a
-//        block one chain over (step descending, row ascending in length order); block sums are added in order.
+// d_w, d_b: blocks of gradient_steps(B) whole time steps, counted from the last processed step backwards. A block's
+// rows,
+//        (step descending, row ascending in length order), are cut into chains of gradient_chain rows; the block's sum
+//        is the chains added in order, from 0, and d_w is the blocks added in order, from 0.
 #pragma once
 
 #include "../rnn.h"
@@ -16,7 +18,9 @@ namespace fastrnn {
 // Short sums take short blocks: several independent chains hide the latency at B = 1.
 static constexpr index sum_block(index terms) { return terms <= 96 ? 32 : 128; }
 
+// About sqrt(rows) is the most accurate; three levels keep it near that from 32 rows to millions.
 static constexpr index gradient_rows = 256;
+static constexpr index gradient_chain = 32;
 
 static constexpr index gradient_steps(index batch) {
   return batch >= gradient_rows ? 1 : (gradient_rows + batch - 1) / (batch > 0 ? batch : 1);

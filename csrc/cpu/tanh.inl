@@ -49,7 +49,14 @@ FN typename Vec<T>::V tanh_of(typename Vec<T>::V x) {
   const V one = S::set(T(1));
   const V minus = S::fma(scale, p, S::sub(one, scale));  // 1 - exp(-2 |x|)
   const V plus = S::fnma(scale, p, S::add(one, scale));  // 1 + exp(-2 |x|)
-  return S::with_sign_of(S::div(minus, plus), x);
+  V y_abs = S::div(minus, plus);
+  if (sizeof(T) == 8) {  // double has no bit to spare: puts both roundings right, with 1 / plus = (1 + y) / 2
+    const V half = S::set(T(0.5));
+    const V lost_minus = S::fma(scale, p, S::sub(S::sub(one, scale), minus));
+    const V lost_plus = S::fnma(scale, p, S::sub(S::add(one, scale), plus));
+    y_abs = S::fma(S::fnma(y_abs, lost_plus, lost_minus), S::fma(y_abs, half, half), y_abs);
+  }
+  return S::with_sign_of(y_abs, x);
 }
 
 template <class T>
