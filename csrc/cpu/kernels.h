@@ -92,7 +92,8 @@ struct Kernels {
                      index last_tile);
   void (*pack_operand)(const OperandRows<T>&, index first, index last);
   void (*weight_gradient)(const WeightGradient<T>&);
-  void (*bias_gradient)(T* d_b, const T* d_sum, index rows, index row_stride, index H);
+  // d_b += the block's sum; lost collects what the additions to d_b round away
+  void (*bias_gradient)(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index H);
   void (*tanh)(const T* x, T* out, index count);
   double (*fma_loop)(index iterations, T* result);  // runs FMAs on all registers; returns the operations done
 };

@@ -8,6 +8,7 @@
 // Only h is saved: tanh' = 1 - h^2. Memory beside the outputs: the packed weights, and for
 // one chunk d_sum twice, x and h.
 
+#include <cmath>
 #include <cstring>
 
 #include "passes.h"
@@ -58,6 +59,7 @@ public:
     const auto h_rows = memory_.take<const T*>(weights ? lines : 0);
     const auto mask_rows = memory_.take<const T*>(weights && p_.options.recurrent_mask ? lines : 0);
     copy_states_ = weights && (p_.output.unit != 1 || (p_.h_0.data && p_.h_0.unit != 1));
+    const auto lost = memory_.take<T>(p_.d_b.data ? n.H : 0);
     const auto state_copy = memory_.take<T>(copy_states_ ? checked_product(lines, n.H) : 0);
     memory_.allocate();
 
@@ -76,11 +78,17 @@ public:
     h_rows_ = memory_[h_rows];
     mask_rows_ = p_.options.recurrent_mask ? memory_[mask_rows] : nullptr;
     state_copy_ = memory_[state_copy];
+    lost_ = memory_[lost];
   }
 
   void run() {
     clear_outputs();
     if (order_.total() > 0) run_chunks();
+    if (p_.d_b.data) {
+      for (index j = 0; j < p_.shape.H; ++j) {
+        if (std::isfinite(lost_[j])) p_.d_b.data[j] += lost_[j];  // else d_b is infinite or NaN already
+      }
+    }
     if (p_.d_h_0.data) {
       for (index r = order_.active(0); r < p_.shape.B; ++r) copy_last_to_first(r);
     }
@@ -119,7 +127,10 @@ private:
       if (p_.d_w_ih.data) clear(p_.d_w_ih.data + j * p_.d_w_ih.row, n.I);
       if (p_.d_w_hh.data) clear(p_.d_w_hh.data + j * p_.d_w_hh.row, n.H);
     }
-    if (p_.d_b.data) clear(p_.d_b.data, n.H);
+    if (p_.d_b.data) {
+      clear(p_.d_b.data, n.H);
+      clear(lost_, n.H);
+    }
     if (!p_.d_x.data || order_.packed()) return;
     for (index r = 0; r < n.B; ++r) {
       for (index t = order_.length(r); t < n.T; ++t) clear(order_.at(p_.d_x, t, r), n.I);
@@ -260,7 +271,7 @@ private:
         k_.pack_tiles(d_sum_tiles_, d_sum_, lines_, row_, p_.shape.H, tile,
                       tile + tiles_a_task < tiles ? tile + tiles_a_task : tiles);
       } else {
-        k_.bias_gradient(p_.d_b.data, d_sum_, lines_, row_, p_.shape.H);
+        k_.bias_gradient(p_.d_b.data, lost_, d_sum_, lines_, row_, p_.shape.H);
       }
     });
   }
@@ -376,6 +387,7 @@ private:
   const T** h_rows_ = nullptr;
   const T** mask_rows_ = nullptr;
   T* state_copy_ = nullptr;
+  T* lost_ = nullptr;  // what the additions to d_b rounded away
   bool copy_states_ = false;
   index begin_ = 0, end_ = 0, lines_ = 0;  // this chunk: steps [begin_, end_), their rows
 };

@@ -128,17 +128,18 @@ static void weight_gradient(const WeightGradient<T>& a) {
   }
 }
 
-// d_b += the block's sum; several vectors at once hide the latency of the additions
+// d_b += the block's sum, whose rounding goes to lost (two-sum); several vectors at once hide the additions' latency
 template <class T, unsigned W>
-FN void bias_gradient_of(T* d_b, const T* d_sum, index rows, index row_stride, index columns) {
+FN void bias_gradient_of(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index columns) {
   using S = Vec<T>;
+  using V = typename S::V;
   constexpr index L = S::lanes;
-  typename S::V sum[W];
+  V sum[W];
 #pragma GCC unroll 4
   for (unsigned w = 0; w < W; ++w) sum[w] = S::set(T(0));
-  for (index first = 0; first < rows; first += gradient_chain) {
-    const index end = rows - first < gradient_chain ? rows : first + gradient_chain;
-    typename S::V chain[W];
+  for (index first = 0; first < rows; first += bias_chain) {
+    const index end = rows - first < bias_chain ? rows : first + bias_chain;
+    V chain[W];
 #pragma GCC unroll 4
     for (unsigned w = 0; w < W; ++w) chain[w] = S::set(T(0));
     for (index i = first; i < end; ++i) {
@@ -154,14 +155,21 @@ FN void bias_gradient_of(T* d_b, const T* d_sum, index rows, index row_stride, i
 #pragma GCC unroll 4
   for (unsigned w = 0; w < W; ++w) {
     const index n = columns - w * L < L ? columns - w * L : L;
-    store_lanes(d_b + w * L, S::add(load_lanes(d_b + w * L, n), sum[w]), n);
+    const V before = load_lanes(d_b + w * L, n);
+    const V after = S::add(before, sum[w]);
+    const V added = S::sub(after, before);
+    const V error = S::add(S::sub(before, S::sub(after, added)), S::sub(sum[w], added));
+    store_lanes(d_b + w * L, after, n);
+    store_lanes(lost + w * L, S::add(load_lanes(lost + w * L, n), error), n);
   }
 }
 
 template <class T>
-static void bias_gradient(T* d_b, const T* d_sum, index rows, index row_stride, index H) {
+static void bias_gradient(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index H) {
   constexpr index L = Vec<T>::lanes;
   index c = 0;
-  for (; c + 4 * L <= H; c += 4 * L) bias_gradient_of<T, 4>(d_b + c, d_sum + c, rows, row_stride, 4 * L);
-  for (; c < H; c += L) bias_gradient_of<T, 1>(d_b + c, d_sum + c, rows, row_stride, H - c < L ? H - c : L);
+  for (; c + 4 * L <= H; c += 4 * L) bias_gradient_of<T, 4>(d_b + c, lost + c, d_sum + c, rows, row_stride, 4 * L);
+  for (; c < H; c += L) {
+    bias_gradient_of<T, 1>(d_b + c, lost + c, d_sum + c, rows, row_stride, H - c < L ? H - c : L);
+  }
 }

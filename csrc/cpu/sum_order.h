@@ -8,7 +8,8 @@
 // d_w, d_b: blocks of gradient_steps(B) whole time steps, counted from the last processed step backwards. A block's
 // rows,
 //        (step descending, row ascending in length order), are cut into chains of gradient_chain rows; the block's sum
-//        is the chains added in order, from 0, and d_w is the blocks added in order, from 0.
+//        is the chains added in order, from 0, and d_w is the blocks added in order, from 0. d_b likewise with chains
+//        of bias_chain rows, and the roundings of its additions of blocks are summed up (two-sum) and added at the end.
 #pragma once
 
 #include "../rnn.h"
@@ -21,6 +22,7 @@ static constexpr index sum_block(index terms) { return terms <= 96 ? 32 : 128; }
 // About sqrt(rows) is the most accurate; three levels keep it near that from 32 rows to millions.
 static constexpr index gradient_rows = 256;
 static constexpr index gradient_chain = 32;
+static constexpr index bias_chain = 16;
 
 static constexpr index gradient_steps(index batch) {
   return batch >= gradient_rows ? 1 : (gradient_rows + batch - 1) / (batch > 0 ? batch : 1);
