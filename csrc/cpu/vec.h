@@ -4,8 +4,9 @@
 //
 // Vec<T>: lanes, then set, load, store, load_part, store_part; add, sub, mul, div; fma(a, b, c) = a b + c;
 // fnma(a, b, c) = c - a b; clamp_top(x, top) = min(x, top), NaN stays NaN; abs; with_sign_of(magnitude >= 0, s);
-// zero_where_not_positive(value, test): 0 where test <= 0, NaN tests keep the value; pow2_negative(shifted): 2^-n
-// out of the bits of n + Magic::shift; registers: how many vectors the machine holds.
+// zero_where_not_positive(value, test): 0 where test <= 0, NaN tests keep the value; times_pow2(v, shifted): v 2^n, for
+// normal results and shifted = n + Magic::shift; where_greater(a, b, yes, no): a > b, per lane; registers: how many
+// vectors the machine holds.
 
 #if defined(__GNUC__)
 #define FN static inline __attribute__((always_inline))
@@ -64,9 +65,12 @@ struct Vec<float> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(test, _mm512_setzero_ps(), _CMP_LE_OQ), _mm512_setzero_ps());
   }
-  FN V pow2_negative(V shifted) {
+  FN V times_pow2(V v, V shifted) {
     return _mm512_castsi512_ps(
-        _mm512_sub_epi32(_mm512_set1_epi32(127 << 23), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+        _mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+  }
+  FN V where_greater(V a, V b, V yes, V no) {
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
   }
 };
 
@@ -96,9 +100,12 @@ struct Vec<double> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm512_mask_mov_pd(value, _mm512_cmp_pd_mask(test, _mm512_setzero_pd(), _CMP_LE_OQ), _mm512_setzero_pd());
   }
-  FN V pow2_negative(V shifted) {
+  FN V times_pow2(V v, V shifted) {
     return _mm512_castsi512_pd(
-        _mm512_sub_epi64(_mm512_set1_epi64(1023LL << 52), _mm512_slli_epi64(_mm512_castpd_si512(shifted), 52)));
+        _mm512_add_epi64(_mm512_castpd_si512(v), _mm512_slli_epi64(_mm512_castpd_si512(shifted), 52)));
+  }
+  FN V where_greater(V a, V b, V yes, V no) {
+    return _mm512_mask_mov_pd(no, _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ), yes);
   }
 };
 
@@ -129,10 +136,11 @@ struct Vec<float> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm256_andnot_ps(_mm256_cmp_ps(test, _mm256_setzero_ps(), _CMP_LE_OQ), value);
   }
-  FN V pow2_negative(V shifted) {
+  FN V times_pow2(V v, V shifted) {
     return _mm256_castsi256_ps(
-        _mm256_sub_epi32(_mm256_set1_epi32(127 << 23), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
+        _mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
   }
+  FN V where_greater(V a, V b, V yes, V no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 };
 
 template <>
@@ -158,10 +166,11 @@ struct Vec<double> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm256_andnot_pd(_mm256_cmp_pd(test, _mm256_setzero_pd(), _CMP_LE_OQ), value);
   }
-  FN V pow2_negative(V shifted) {
+  FN V times_pow2(V v, V shifted) {
     return _mm256_castsi256_pd(
-        _mm256_sub_epi64(_mm256_set1_epi64x(1023LL << 52), _mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)));
+        _mm256_add_epi64(_mm256_castpd_si256(v), _mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)));
   }
+  FN V where_greater(V a, V b, V yes, V no) { return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_GT_OQ)); }
 };
 
 #elif FASTRNN_VEC == 128  // no FMA: a product and a sum are rounded one after the other
@@ -194,9 +203,10 @@ struct Vec<float> {
   FN V abs(V a) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), a); }
   FN V with_sign_of(V magnitude, V s) { return _mm_or_ps(magnitude, _mm_and_ps(s, _mm_set1_ps(-0.0f))); }
   FN V zero_where_not_positive(V value, V test) { return _mm_andnot_ps(_mm_cmple_ps(test, _mm_setzero_ps()), value); }
-  FN V pow2_negative(V shifted) {
-    return _mm_castsi128_ps(_mm_sub_epi32(_mm_set1_epi32(127 << 23), _mm_slli_epi32(_mm_castps_si128(shifted), 23)));
+  FN V times_pow2(V v, V shifted) {
+    return _mm_castsi128_ps(_mm_add_epi32(_mm_castps_si128(v), _mm_slli_epi32(_mm_castps_si128(shifted), 23)));
   }
+  FN V where_greater(V a, V b, V yes, V no) { return _mm_blendv_ps(no, yes, _mm_cmpgt_ps(a, b)); }
 };
 
 template <>
@@ -225,10 +235,10 @@ struct Vec<double> {
   FN V abs(V a) { return _mm_andnot_pd(_mm_set1_pd(-0.0), a); }
   FN V with_sign_of(V magnitude, V s) { return _mm_or_pd(magnitude, _mm_and_pd(s, _mm_set1_pd(-0.0))); }
   FN V zero_where_not_positive(V value, V test) { return _mm_andnot_pd(_mm_cmple_pd(test, _mm_setzero_pd()), value); }
-  FN V pow2_negative(V shifted) {
-    return _mm_castsi128_pd(
-        _mm_sub_epi64(_mm_set1_epi64x(1023LL << 52), _mm_slli_epi64(_mm_castpd_si128(shifted), 52)));
+  FN V times_pow2(V v, V shifted) {
+    return _mm_castsi128_pd(_mm_add_epi64(_mm_castpd_si128(v), _mm_slli_epi64(_mm_castpd_si128(shifted), 52)));
   }
+  FN V where_greater(V a, V b, V yes, V no) { return _mm_blendv_pd(no, yes, _mm_cmpgt_pd(a, b)); }
 };
 
 #else

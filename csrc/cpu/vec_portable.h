@@ -7,13 +7,13 @@ template <>
 struct PortableBits<float> {
   using Int = std::int32_t;
   using Unsigned = std::uint32_t;
-  static constexpr Int mantissa = 23, one = 127 << 23;
+  static constexpr Int mantissa = 23;
 };
 template <>
 struct PortableBits<double> {
   using Int = std::int64_t;
   using Unsigned = std::uint64_t;
-  static constexpr Int mantissa = 52, one = 1023LL << 52;
+  static constexpr Int mantissa = 52;
 };
 
 FN float fused(float a, float b, float c) {
@@ -110,10 +110,12 @@ struct Vec {
   FN V zero_where_not_positive(V value, V test) {
     return each([&](index i) { return lane(test, i) <= T(0) ? T(0) : lane(value, i); });
   }
-  FN V pow2_negative(V shifted) {
+  FN V times_pow2(V v, V shifted) {
     return each([&](index i) {
-      return from_bits(Unsigned(PortableBits<T>::one) -
-                       (Unsigned(bits(lane(shifted, i))) << PortableBits<T>::mantissa));
+      return from_bits(Unsigned(bits(lane(v, i))) + (Unsigned(bits(lane(shifted, i))) << PortableBits<T>::mantissa));
     });
+  }
+  FN V where_greater(V a, V b, V yes, V no) {
+    return each([&](index i) { return lane(a, i) > lane(b, i) ? lane(yes, i) : lane(no, i); });
   }
 };
