@@ -62,7 +62,8 @@ FN typename Vec<T>::V tanh_of(typename Vec<T>::V x) {
   const V exp = S::times_pow2(S::fma(r, polynomial<T>(K::exp, r), S::set(T(1))), shifted);
   const V one = S::set(T(1));
   const V far = S::sub(one, S::div(S::set(T(2)), S::add(exp, one)));
-  return S::where_greater(magnitude, S::set(T(0.625)), S::with_sign_of(far, x), near);  // NaN takes near
+  // NaN takes near; the sign last, since near turns -0 into 0
+  return S::with_sign_of(S::where_greater(magnitude, S::set(T(0.625)), far, near), x);
 }
 
 template <class T>

@@ -3,7 +3,8 @@
 // elements only, and partial loads fill with 0.
 //
 // Vec<T>: lanes, then set, load, store, load_part, store_part; add, sub, mul, div; fma(a, b, c) = a b + c;
-// fnma(a, b, c) = c - a b; clamp_top(x, top) = min(x, top), NaN stays NaN; abs; with_sign_of(magnitude >= 0, s);
+// fnma(a, b, c) = c - a b; clamp_top(x, top) = min(x, top), NaN stays NaN; abs; with_sign_of(v, s): sets the
+// sign of s on v, which is positive or has it;
 // zero_where_not_positive(value, test): 0 where test <= 0, NaN tests keep the value; times_pow2(v, shifted): v 2^n, for
 // normal results and shifted = n + Magic::shift; where_greater(a, b, yes, no): a > b, per lane; registers: how many
 // vectors the machine holds.

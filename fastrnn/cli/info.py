@@ -15,6 +15,7 @@ import numpy as np
 
 import fastrnn
 
+from .. import _backends as _registry
 from .. import _threads
 
 _FEATURES = (
@@ -134,9 +135,18 @@ def _thread_count() -> dict[str, Any]:
 def _backends() -> dict[str, Any]:
     backends = fastrnn.backends()
     rows = [{"name": b.name, "device": b.device, "available": b.available, "reason": b.reason} for b in backends]
-    forced = os.environ.get("FASTRNN_BACKEND", "auto").replace("auto", "")
-    auto = forced or next((b.name for b in backends if b.available), None)
-    return {"auto": auto, "why": "FASTRNN_BACKEND" if forced else "the fastest available", "list": rows}
+    found: dict[str, Any] = {
+        "auto": next((b.name for b in backends if b.available), None),
+        "why": "the fastest available",
+    }
+    forced = os.environ.get("FASTRNN_BACKEND", "auto")
+    if forced != "auto":
+        try:
+            _registry.get("auto")
+            found = {"auto": forced, "why": "FASTRNN_BACKEND"}
+        except (ValueError, RuntimeError) as error:
+            found = {"auto": None, "why": str(error)}
+    return {**found, "list": rows}
 
 
 def _cpu() -> dict[str, Any]:
