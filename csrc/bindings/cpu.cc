@@ -249,6 +249,7 @@ template <class T>
 void forward(const py::object& x, const py::object& h_0, const py::object& w_ih, const py::object& w_hh,
              const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n,
              const CallOptions& o, const PyPackedWeights* packed) {
+  expect(o.threads >= 1, "threads", "at least 1");
   const auto [n, packed_rows] = shape_of(x, w_hh, o);
   ForwardProblem<T> p;
   p.shape = n;
@@ -280,6 +281,7 @@ void backward(const py::object& d_output, const py::object& d_h_n, const py::obj
               const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const py::object& d_x,
               const py::object& d_h_0, const py::object& d_w_ih, const py::object& d_w_hh, const py::object& d_b,
               const CallOptions& o) {
+  expect(o.threads >= 1, "threads", "at least 1");
   const auto [n, packed_rows] = shape_of(x, w_hh, o);
   BackwardProblem<T> p;
   p.shape = n;
