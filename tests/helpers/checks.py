@@ -1,0 +1,102 @@
+"""The whole judgement of one case, as functions: tests call them, and test_helpers.py feeds them broken kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import bounds, oracle
+from .cases import GRADIENTS, Case, Problem
+from .compare import assert_same_bits, assert_within, normalised_error
+from .kernels import d_z_of
+
+Array = np.ndarray[Any, Any]
+
+
+def check_forward(kernel: Any, case: Case) -> None:
+    """Promise 2: every element within the one-step bound, h_n the very state at each row's own end, zeros beyond."""
+    p, what = case.build(), case.repro("forward", kernel)
+    output, h_n = kernel.forward(p)
+    assert output.dtype == h_n.dtype == np.dtype(case.dtype), what
+    assert output.shape == p.output_shape, what
+    padded = p.padded()
+    output = bounds.as_padded(output, p)
+    judged = bounds.judge_forward(padded, output, kernel.tanh_ulps)
+    assert_within(output, judged.reference, judged.bound, f"output of {what}")
+    assert_same_bits(h_n, bounds.last_states(padded, output), f"h_n of {what}")
+    assert not output[~oracle.valid_rows(padded)].any(), f"output beyond a row's length of {what}"
+    if case.nonlinearity == "tanh" and case.h_0 is False:
+        assert (np.abs(output) <= 1).all(), f"|output| <= 1 of {what}"
+
+
+def check_backward(kernel: Any, case: Case) -> None:
+    """Promise 3 by element: each gradient within the bound that the kernel's d_z gives, d_z within a one-step bound."""
+    p, what = case.build(), case.repro("backward", kernel)
+    output, _ = kernel.forward(p)
+    gradients = kernel.backward(p, output)
+    for name, gradient in zip(GRADIENTS, gradients, strict=True):
+        assert gradient is not None, f"{name} of {what}"
+        assert gradient.dtype == np.dtype(case.dtype), f"{name} of {what}"
+    padded = p.padded()
+    d_z = bounds.as_padded(d_z_of(kernel, p, output), p)
+    judged = bounds.judge_backward(padded, bounds.as_padded(output, p), d_z)
+    assert_within(d_z, judged["d_z"].reference, judged["d_z"].bound, f"d_z of {what}")
+    for name, gradient in zip(GRADIENTS, gradients, strict=True):
+        got = bounds.as_padded(gradient, p) if name == "d_x" else gradient
+        assert_within(got, judged[name].reference, judged[name].bound, f"{name} of {what}")
+    d_x = bounds.as_padded(gradients.d_x, p)
+    assert not d_x[~oracle.valid_rows(padded)].any(), f"d_x beyond a row's length of {what}"
+
+
+def complex_step_errors(kernel: Any, case: Case) -> dict[str, float]:
+    """Normalised error of every gradient against complex-step derivatives of the oracle (all in one float64 case)."""
+    p = case.build()
+    output, _ = kernel.forward(p)
+    gradients = kernel.backward(p, output)
+    padded = p.padded()
+    names = {"d_x": "x", "d_h_0": "h_0", "d_w_ih": "w_ih", "d_w_hh": "w_hh", "d_b": "b_ih"}
+    if padded.h_0 is None:
+        padded = padded.but(h_0=np.zeros((p.B, p.H), p.w_hh.dtype))
+    if padded.b_ih is None:
+        padded = padded.but(b_ih=np.zeros(p.H, p.w_hh.dtype))
+    errors = {}
+    for name, argument in names.items():
+        got = getattr(gradients, name)
+        got = bounds.as_padded(got, p) if name == "d_x" else got
+        errors[name] = normalised_error(got, oracle.gradient(padded, argument))
+    return errors
+
+
+def adjoint_gap(kernel: Any, case: Case) -> float:
+    """|<J v, u> - <v, J^T u>| / (|J v| |u|), v over all arguments at once, J v by a complex step, J^T by the kernel."""
+    p = case.build()
+    output, _ = kernel.forward(p)
+    gradients = kernel.backward(p, output)
+    padded = p.padded()
+    rng = np.random.default_rng(case.seed)
+    arguments = [("x", bounds.as_padded(gradients.d_x, p)), ("w_ih", gradients.d_w_ih), ("w_hh", gradients.d_w_hh)]
+    arguments += [("h_0", gradients.d_h_0)] if p.h_0 is not None else []
+    arguments += [("b_ih", gradients.d_b)] if p.b_ih is not None else []
+    direction = {name: rng.standard_normal(gradient.shape) for name, gradient in arguments}
+    d_output, d_h_n = oracle.directional_derivative(padded, direction)
+    left = float(oracle.loss(padded, d_output, d_h_n))
+    right = sum(float((direction[name] * gradient.astype(np.float64)).sum()) for name, gradient in arguments)
+    u_norm, jv_norm = _joint_norm(padded.d_output, padded.d_h_n), _joint_norm(d_output, d_h_n)
+    return abs(left - right) / (u_norm * jv_norm) if u_norm * jv_norm else abs(left - right)
+
+
+def _joint_norm(*arrays: Array | None) -> float:
+    return float(np.sqrt(sum(float(np.square(a.astype(np.float64)).sum()) for a in arrays if a is not None)))
+
+
+def same_results(got: Any, want: Any, what: str) -> None:
+    """Two (output, h_n) or two Gradients: the same bits."""
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        assert_same_bits(g, w, f"{what}, result {i}")
+
+
+def run_both(kernel: Any, p: Problem, **how: Any) -> tuple[Array, ...]:
+    """output, h_n and the five gradients of one problem."""
+    output, h_n = kernel.forward(p, **how)
+    return (output, h_n, *kernel.backward(p, output, **how))

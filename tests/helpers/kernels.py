@@ -1,0 +1,169 @@
+"""The kernels under test: the NumPy reference, and the native module on each instruction set, driven alike.
+
+Outputs are handed over full of NaN, so an element that a kernel forgets is seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .cases import GRADIENTS, NEEDS, Problem
+
+Array = np.ndarray[Any, Any]
+ISA_NAMES = ("v4", "v3", "v2", "generic")
+
+
+@lru_cache(maxsize=1)
+def native() -> Any:
+    """The native module, or the ImportError that it raises."""
+    try:
+        return importlib.import_module("fastrnn._fastrnn_cpu")
+    except ImportError as error:
+        return error
+
+
+@lru_cache(maxsize=1)
+def known_kernels() -> dict[str, str]:
+    """Every kernel id -> "" or the reason why it cannot run here."""
+    import fastrnn
+
+    known = {}
+    for record in fastrnn.backends():
+        if record.device != "cpu" or record.name != "cpp":
+            known[record.name] = "" if record.available else str(record.reason)
+            continue
+        module = native()
+        if isinstance(module, ImportError):
+            known.update({f"cpp:{name}": str(module) for name in ISA_NAMES})
+            continue
+        for name, compiled, supported in module.isas():
+            reason = "" if supported else "this CPU lacks it"
+            known[f"cpp:{name}"] = reason if compiled else "not compiled for this platform"
+    return known
+
+
+def _nans(shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.full(shape, np.nan, dtype)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    d_x: Array | None
+    d_h_0: Array | None
+    d_w_ih: Array | None
+    d_w_hh: Array | None
+    d_b: Array | None
+
+    def __iter__(self) -> Any:
+        return iter(getattr(self, name) for name in GRADIENTS)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    backend: str
+    isa: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.backend if self.isa is None else f"{self.backend}:{self.isa}"
+
+    @property
+    def is_native(self) -> bool:
+        return self.backend == "cpp"
+
+    @property
+    def torch_ratio(self) -> float:
+        """How many times PyTorch's RMS error ours may be: 1.2 is room for noise (two RMS values over a few thousand
+        correlated samples). Without FMAs each product rounds too, while PyTorch has them on this machine: 1.35. The
+        NumPy backend adds in the order of NumPy's BLAS, which is not ours to choose: 2."""
+        if not self.is_native:
+            return 2.0
+        return 1.35 if self.isa in ("v2", "generic") else 1.2
+
+    @property
+    def tanh_ulps(self) -> float:
+        """Promise 1 for our own; NumPy documents 4 for its own."""
+        return 2.0 if self.is_native else 4.0
+
+    def forward(
+        self, p: Problem, *, threads: int | None = None, tuning: dict[str, int] | None = None, **native_only: Any
+    ) -> Any:
+        """output, h_n. native_only: output, h_n (arrays to fill) and packed (weights), for cpp."""
+        if not self.is_native:
+            module, options = _python_backend(self.backend, p)
+            return module.rnn_forward(p.x, p.h_0, p.w_ih, p.w_hh, p.b_ih, p.b_hh, options)
+        output = native_only.pop("output", None)
+        if output is None:
+            output = _nans(p.output_shape, p.w_hh.dtype)
+        h_n = _nans((p.B, p.H), p.w_hh.dtype)
+        native().rnn_forward(
+            p.x, p.h_0, p.w_ih, p.w_hh, p.b_ih, p.b_hh, output, h_n,
+            isa=self.isa, threads=_threads(threads), tuning=tuning, **native_only, **_native_options(p),
+        )  # fmt: skip
+        return output, h_n
+
+    def backward(
+        self,
+        p: Problem,
+        output: Array,
+        *,
+        needs: tuple[str, ...] = NEEDS,
+        threads: int | None = None,
+        tuning: dict[str, int] | None = None,
+    ) -> Gradients:
+        if not self.is_native:
+            module, options = _python_backend(self.backend, p)
+            g = module.rnn_backward(p.d_output, p.d_h_n, output, p.x, p.h_0, p.w_ih, p.w_hh, options, needs)
+            return Gradients(*(getattr(g, name) for name in GRADIENTS))
+        shapes = (p.x.shape, (p.B, p.H), p.w_ih.shape, p.w_hh.shape, (p.H,))
+        pairs = zip(NEEDS, shapes, strict=True)
+        wanted = [_nans(shape, p.w_hh.dtype) if need in needs else None for need, shape in pairs]
+        native().rnn_backward(
+            p.d_output, p.d_h_n, output, p.x, p.h_0, p.w_ih, p.w_hh, *wanted,
+            isa=self.isa, threads=_threads(threads), tuning=tuning, **_native_options(p),
+        )  # fmt: skip
+        return Gradients(*wanted)
+
+    def tanh(self, x: Array) -> Array:
+        out = _nans(x.shape, x.dtype)
+        native().tanh(x, out, isa=self.isa)
+        return out
+
+
+def _threads(given: int | None) -> int:
+    if given is not None:
+        return given
+    import fastrnn
+
+    return fastrnn.get_num_threads()
+
+
+def _python_backend(name: str, p: Problem) -> tuple[Any, Any]:
+    module = importlib.import_module("fastrnn._backends." + {"numpy": "reference"}.get(name, name))
+    options = importlib.import_module("fastrnn._backends.options").RnnOptions(**p.options())
+    return module, options
+
+
+def _native_options(p: Problem) -> dict[str, Any]:
+    """The options as the native module takes them: masks C-contiguous."""
+    options = p.options()
+    for name in ("reset", "recurrent_mask", "keep_mask"):
+        if options[name] is not None:
+            options[name] = np.ascontiguousarray(options[name])
+    options["relu"] = options.pop("nonlinearity") == "relu"
+    return options
+
+
+def d_z_of(kernel: Kernel, p: Problem, output: Array, **how: Any) -> Array:
+    """The kernel's own gradient at the activation's argument: d_x where w_ih is the identity (each sum is exact)."""
+    H = p.H
+    x = np.zeros((*p.x.shape[:-1], H), p.x.dtype)
+    identity = p.but(x=x, w_ih=np.eye(H, dtype=p.x.dtype))
+    d_x = kernel.backward(identity, output, needs=("x",), **how).d_x
+    assert d_x is not None
+    return d_x

@@ -1,0 +1,518 @@
+"""Promise 6: wrong kind, rank, shape, dtype, device, layout: an exact exception class and a message
+"<argument>: expected <what>, got <what>". Strides of any kind are right or refused, never wrong; empty is
+legal.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import oracle
+from helpers.cases import LAYOUTS, Case, misaligned, with_layout
+from helpers.compare import assert_all_same_bits, normalised_error
+from helpers.processes import output_of
+
+import fastrnn
+
+T, B, I, H = 3, 2, 4, 5
+F32 = np.float32
+
+
+def forward_arguments() -> dict[str, Any]:
+    p = Case(T=T, B=B, I=I, H=H).build()
+    return {name: getattr(p, name) for name in ("x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh")}
+
+
+def backward_arguments() -> dict[str, Any]:
+    a = forward_arguments()
+    output, _ = fastrnn.rnn_forward(**a, backend="numpy")
+    p = Case(T=T, B=B, I=I, H=H).build()
+    rest = {name: a[name] for name in ("x", "h_0", "w_ih", "w_hh")}
+    return {"d_output": p.d_output, "d_h_n": p.d_h_n, "output": output, **rest}
+
+
+def refuse(run: Callable[..., Any], error: type[Exception], name: str, *words: str, **arguments: Any) -> str:
+    """The call raises exactly this class, names the argument, and says each of the words."""
+    with pytest.raises(error) as caught:
+        run(**arguments)
+    assert type(caught.value) is error, f"{type(caught.value).__name__} instead of {error.__name__}: {caught.value}"
+    text = str(caught.value)
+    assert re.match(rf"{name}: expected .*, got ", text), text
+    for word in words:
+        assert word in text, f"{word!r} is missing in: {text}"
+    return text
+
+
+# ---- The wrong kind of array: the same answers for every array argument
+
+KINDS: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = {
+    "list": (lambda a: a.tolist(), TypeError, ("list",)),
+    "tuple": (lambda a: tuple(a), TypeError, ("tuple",)),
+    "float": (lambda a: 1.0, TypeError, ("float",)),
+    "str": (lambda a: "x", TypeError, ("str",)),
+    "object dtype": (lambda a: a.astype(object), TypeError, ("dtype", "object")),
+    "float16": (lambda a: a.astype(np.float16), TypeError, ("float32", "float16")),
+    "int64": (lambda a: a.astype(np.int64), TypeError, ("float32", "int64")),
+    "bool": (lambda a: a > 0, TypeError, ("float32", "bool")),
+    "complex64": (lambda a: a.astype(np.complex64), TypeError, ("float32", "complex64")),
+    "longdouble": (lambda a: a.astype(np.longdouble), TypeError, ("float32", str(np.dtype(np.longdouble)))),
+    "byte-swapped": (lambda a: a.astype(a.dtype.newbyteorder()), TypeError, ("byte order",)),
+    "masked": (lambda a: np.ma.masked_array(a), TypeError, ("MaskedArray",)),
+    "one dimension more": (lambda a: a[None], ValueError, ("(1, ",)),
+    "one dimension less": (lambda a: np.asarray(a[0]), ValueError, ("shape",)),
+    "one more along the first axis": (lambda a: np.concatenate([a, a[:1]]), ValueError, ("shape",)),
+    "one less along the last axis": (lambda a: a[..., :-1], ValueError, ("shape",)),
+}
+FORWARD_ARRAYS = ("x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh")
+BACKWARD_ARRAYS = ("d_output", "d_h_n", "output", "x", "h_0", "w_ih", "w_hh")
+
+
+def _blamed(name: str, kind: str) -> str:
+    """Sizes are read off x (T, B, I) and w_ih (H): where these differ from the rest, the rest is named."""
+    if kind == "one more along the first axis":
+        return {"w_ih": "(w_ih|w_hh)", "x": "(x|output|d_output)"}.get(name, name)
+    if kind == "one less along the last axis":
+        return {"x": "(x|w_ih)"}.get(name, name)
+    return name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FORWARD_ARRAYS)
+def test_forward_refuses(backend: str, name: str, kind: str) -> None:
+    change, error, words = KINDS[kind]
+    if name == "x" and kind == "one more along the first axis":
+        pytest.skip("another T is legal")
+    arguments = forward_arguments()
+    arguments[name] = change(arguments[name])
+    refuse(fastrnn.rnn_forward, error, _blamed(name, kind), *words, **arguments, backend=backend)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", BACKWARD_ARRAYS)
+def test_backward_refuses(backend: str, name: str, kind: str) -> None:
+    change, error, words = KINDS[kind]
+    arguments = backward_arguments()
+    arguments[name] = change(arguments[name])
+    refuse(fastrnn.rnn_backward, error, _blamed(name, kind), *words, **arguments, backend=backend)
+
+
+@pytest.mark.parametrize("name", ["h_0", "w_ih", "w_hh"])
+def test_np_matrix_is_refused(name: str) -> None:
+    arguments = forward_arguments()
+    arguments[name] = arguments[name].view(np.matrix)
+    refuse(fastrnn.rnn_forward, TypeError, name, "matrix", **arguments)
+
+
+@pytest.mark.parametrize("name", FORWARD_ARRAYS[1:])
+def test_mixed_dtypes_are_refused_by_name(name: str) -> None:
+    arguments = forward_arguments()
+    arguments[name] = arguments[name].astype(np.float64)
+    refuse(fastrnn.rnn_forward, TypeError, name, "float32", "float64", **arguments)
+
+
+@pytest.mark.parametrize("name", ["x", "w_ih", "w_hh"])
+def test_none_is_refused_where_it_means_nothing(name: str) -> None:
+    refuse(fastrnn.rnn_forward, TypeError, name, "None", **{**forward_arguments(), name: None})
+    refuse(fastrnn.rnn_backward, TypeError, name, "None", **{**backward_arguments(), name: None})
+
+
+def test_expected_and_got_shapes_are_both_named() -> None:
+    a = forward_arguments()
+    refuse(fastrnn.rnn_forward, ValueError, "w_hh", "(5, 5)", "(5, 6)", **{**a, "w_hh": np.zeros((5, 6), F32)})
+    refuse(fastrnn.rnn_forward, ValueError, "h_0", "(2, 5)", "(1, 5)", **{**a, "h_0": np.zeros((1, 5), F32)})
+    refuse(fastrnn.rnn_forward, ValueError, "b_ih", "(5,)", "(1,)", **{**a, "b_ih": np.zeros(1, F32)})
+    refuse(fastrnn.rnn_forward, ValueError, "w_ih", "(5, 4)", "(5, 3)", **{**a, "w_ih": np.zeros((5, 3), F32)})
+    b = backward_arguments()
+    wrong = np.zeros((3, 1, 5), F32)  # no broadcasting
+    refuse(fastrnn.rnn_backward, ValueError, "d_output", "(3, 2, 5)", "(3, 1, 5)", **{**b, "d_output": wrong})
+    refuse(fastrnn.rnn_backward, ValueError, "output", "(3, 2, 5)", "(3, 1, 5)", **{**b, "output": wrong})
+
+
+def test_no_hidden_units_is_refused() -> None:
+    zero = {"h_0": np.zeros((B, 0), F32), "w_ih": np.zeros((0, I), F32), "w_hh": np.zeros((0, 0), F32)}
+    refuse(fastrnn.rnn_forward, ValueError, "w_ih", "H", "(0, 4)", x=np.zeros((T, B, I), F32), **zero)
+
+
+# ---- Options
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str, tuple[str, ...]]] = {
+    "nonlinearity unknown": ({"nonlinearity": "gelu"}, ValueError, "nonlinearity", ("'tanh'", "'relu'", "'gelu'")),
+    "nonlinearity None": ({"nonlinearity": None}, TypeError, "nonlinearity", ("str", "None")),
+    "reverse 1": ({"reverse": 1}, TypeError, "reverse", ("bool", "int")),
+    "backend unknown": ({"backend": "cudnn"}, ValueError, "backend", ("'numpy'", "'cpp'", "'cudnn'")),
+    "backend 3": ({"backend": 3}, TypeError, "backend", ("str", "int")),
+    "lengths list": ({"lengths": [1, 2]}, TypeError, "lengths", ("list",)),
+    "lengths float": ({"lengths": np.array([1.0, 2.0])}, TypeError, "lengths", ("int32", "int64", "float64")),
+    "lengths uint64": ({"lengths": np.array([1, 2], np.uint64)}, TypeError, "lengths", ("int64", "uint64")),
+    "lengths bool": ({"lengths": np.array([True, False])}, TypeError, "lengths", ("int64", "bool")),
+    "lengths byte-swapped": ({"lengths": np.array([1, 2], ">i8")}, TypeError, "lengths", ()),
+    "lengths too many": ({"lengths": np.array([1, 2, 3])}, ValueError, "lengths", ("(2,)", "(3,)")),
+    "lengths rank 2": ({"lengths": np.array([[1, 2]])}, ValueError, "lengths", ("(1, 2)",)),
+    "lengths negative": ({"lengths": np.array([1, -1])}, ValueError, "lengths", ("0..3", "-1")),
+    "lengths over T": ({"lengths": np.array([4, 1], np.int32)}, ValueError, "lengths", ("0..3", "4")),
+    "reset float": ({"reset": np.zeros((T, B))}, TypeError, "reset", ("bool", "float64")),
+    "reset shape": ({"reset": np.zeros((B, T), bool)}, ValueError, "reset", ("(3, 2)", "(2, 3)")),
+    "recurrent_mask bool": (
+        {"recurrent_mask": np.ones((B, H), bool)},
+        TypeError,
+        "recurrent_mask",
+        ("float32", "bool"),
+    ),
+    "recurrent_mask (H)": ({"recurrent_mask": np.ones(H, F32)}, ValueError, "recurrent_mask", ("(2, 5)", "(5,)")),
+    "keep_mask float": ({"keep_mask": np.ones((T, B, H), F32)}, TypeError, "keep_mask", ("bool", "float32")),
+    "keep_mask (B, H)": ({"keep_mask": np.ones((B, H), bool)}, ValueError, "keep_mask", ("(3, 2, 5)", "(2, 5)")),
+}
+
+
+@pytest.mark.parametrize("what", OPTIONS)
+def test_options_are_refused(what: str) -> None:
+    options, error, name, words = OPTIONS[what]
+    refuse(fastrnn.rnn_forward, error, name, *words, **forward_arguments(), **options)
+    refuse(fastrnn.rnn_backward, error, name, *words, **backward_arguments(), **options)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="length"):
+        fastrnn.rnn_forward(**forward_arguments(), length=np.array([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("needs", "error"), [(("w",), ValueError), ("x", TypeError), (None, TypeError), (("x", "d_x"), ValueError)]
+)
+def test_needs_are_refused(needs: Any, error: type[Exception]) -> None:
+    refuse(fastrnn.rnn_backward, error, "needs", **backward_arguments(), needs=needs)
+
+
+PACKED: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
+    "rising": (np.array([2, 3, 1]), ValueError, ("rise", "2", "3")),
+    "zero": (np.array([4, 2, 0]), ValueError, ("positive", "0")),
+    "negative": (np.array([7, -1]), ValueError, ("positive", "-1")),
+    "sum too small": (np.array([3, 2]), ValueError, ("6", "5")),
+    "sum too large": (np.array([3, 3, 3]), ValueError, ("6", "9")),
+    "overflowing sum": (np.array([2**62, 2**62, 2**62, 2**62]), ValueError, ("6",)),
+    "rank 2": (np.array([[3, 2, 1]]), ValueError, ("(1, 3)",)),
+    "float": (np.array([3.0, 2.0, 1.0]), TypeError, ("int64", "float64")),
+    "list": ([3, 2, 1], TypeError, ("list",)),
+    "empty with rows": (np.zeros(0, np.int64), ValueError, ("6", "0")),
+}
+
+
+@pytest.mark.parametrize("what", PACKED)
+def test_batch_sizes_are_refused(what: str) -> None:
+    sizes, error, words = PACKED[what]
+    arguments = {**forward_arguments(), "x": np.zeros((6, I), F32), "h_0": None}
+    refuse(fastrnn.rnn_forward, error, "batch_sizes", *words, **arguments, batch_sizes=sizes)
+
+
+def test_packed_rows_refuse_what_belongs_to_padded_ones() -> None:
+    sizes = np.array([3, 2, 1])
+    a = {**forward_arguments(), "h_0": None}
+    packed = {**a, "x": np.zeros((6, I), F32)}
+    refuse(fastrnn.rnn_forward, ValueError, "x", "2 dimensions", "(3, 2, 4)", **a, batch_sizes=sizes)
+    lengths = np.array([3, 2, 1])
+    refuse(fastrnn.rnn_forward, ValueError, "lengths", "None", **packed, batch_sizes=sizes, lengths=lengths)
+    refuse(fastrnn.rnn_forward, ValueError, "x", "3 dimensions", "(6, 4)", **packed)
+    h_0 = np.zeros((2, H), F32)
+    refuse(fastrnn.rnn_forward, ValueError, "h_0", "(3, 5)", "(2, 5)", **{**packed, "h_0": h_0}, batch_sizes=sizes)
+    reset = np.zeros((3, 3), bool)
+    refuse(fastrnn.rnn_forward, ValueError, "reset", "(6,)", "(3, 3)", **packed, batch_sizes=sizes, reset=reset)
+
+
+# ---- out
+
+
+def _overlapping(a: dict[str, Any], name: str) -> Any:
+    """An out that shares one element with an input."""
+    source = a[name]
+    room = np.zeros(source.size + T * B * H - 1, F32)
+    a[name] = room[: source.size].reshape(source.shape)
+    return room[source.size - 1 :].reshape(T, B, H)
+
+
+@pytest.mark.parametrize("name", FORWARD_ARRAYS)
+def test_out_may_not_overlap_an_input(backend: str, name: str) -> None:
+    arguments = forward_arguments()
+    out = _overlapping(arguments, name)
+    refuse(fastrnn.rnn_forward, ValueError, "out", "overlap", name, **arguments, out=out, backend=backend)
+
+
+def test_out_beside_an_input_in_one_buffer_is_fine(backend: str) -> None:
+    """Interleaved memory that shares no byte: the two halves of a bidirectional output, x beside output."""
+    arguments = forward_arguments()
+    want, _ = fastrnn.rnn_forward(**arguments, backend=backend)
+    room = np.zeros((T, B, I + H), F32)
+    room[..., :I] = arguments["x"]
+    arguments["x"] = room[..., :I]
+    got, _ = fastrnn.rnn_forward(**arguments, backend=backend, out=room[..., I:])
+    assert np.array_equal(got, want)
+    assert np.shares_memory(got, room)
+
+
+def test_out_of_wrong_make_is_refused(backend: str) -> None:
+    a = {**forward_arguments(), "backend": backend}
+    read_only = np.zeros((T, B, H), F32)
+    read_only.flags.writeable = False
+    refuse(fastrnn.rnn_forward, ValueError, "out", "writable", **a, out=read_only)
+    refuse(fastrnn.rnn_forward, ValueError, "out", "(3, 2, 5)", "(3, 2, 4)", **a, out=np.zeros((T, B, H - 1), F32))
+    refuse(fastrnn.rnn_forward, ValueError, "out", "(3, 2, 5)", "(2, 3, 5)", **a, out=np.zeros((B, T, H), F32))
+    refuse(fastrnn.rnn_forward, TypeError, "out", "float32", "float64", **a, out=np.zeros((T, B, H)))
+    refuse(fastrnn.rnn_forward, TypeError, "out", "list", **a, out=[[[0.0] * H] * B] * T)
+    refuse(fastrnn.rnn_forward, ValueError, "out", "last axis", **a, out=np.zeros((T, B, 2 * H), F32)[..., ::2])
+    refuse(fastrnn.rnn_forward, ValueError, "out", "last axis", **a, out=np.zeros((H, B, T), F32).T)
+    off = misaligned(np.zeros(T * B * H * 4, np.uint8), 2).view(F32).reshape(T, B, H)
+    refuse(fastrnn.rnn_forward, ValueError, "out", "aligned", **a, out=off)
+
+
+@pytest.mark.parametrize("strides", [(0, 20, 4), (40, 0, 4), (4, 40, 4), (20, 8, 4), (0, 0, 4)], ids=str)
+def test_out_whose_elements_share_memory_is_refused(backend: str, strides: tuple[int, ...]) -> None:
+    out = np.lib.stride_tricks.as_strided(np.zeros(1000, F32), (T, B, H), strides)
+    refuse(fastrnn.rnn_forward, ValueError, "out", "strides", **forward_arguments(), out=out, backend=backend)
+
+
+@pytest.mark.parametrize("layout", ["batch_first", "outer_strided", "negative_time"])
+def test_out_of_any_outer_strides_is_right(backend: str, layout: str) -> None:
+    """out is what comes back, its neighbours in memory stay untouched."""
+    arguments = forward_arguments()
+    want, _ = fastrnn.rnn_forward(**arguments, backend=backend)
+    out = with_layout(np.full((T, B, H), np.nan, F32), layout)
+    base = out
+    while base.base is not None:
+        base = base.base
+    got, _ = fastrnn.rnn_forward(**arguments, backend=backend, out=out)
+    assert got is out
+    assert np.array_equal(got, want)
+    written = np.zeros(base.shape, bool)
+    mirror = np.lib.stride_tricks.as_strided  # the same view of a buffer of flags
+    offset = out.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    flags = written.reshape(-1)[offset // 4 :]
+    mirror(flags, out.shape, [s // 4 for s in out.strides])[...] = True
+    assert (base[~written] == 77).all()
+
+
+# ---- Alignment and strides
+
+
+@pytest.mark.parametrize("offset", range(1, 64))
+def test_every_misalignment_is_right_or_refused(backend: str, offset: int) -> None:
+    """Data off its element size is refused by name; off a vector only it gives the same bits."""
+    a = forward_arguments()
+    want = fastrnn.rnn_forward(**a, backend=backend)
+    for name in FORWARD_ARRAYS:
+        raw = misaligned(np.frombuffer(a[name].tobytes(), np.uint8), offset)
+        moved = raw.view(F32).reshape(a[name].shape)
+        if offset % 4:
+            refuse(fastrnn.rnn_forward, ValueError, name, "aligned", "copy", **{**a, name: moved}, backend=backend)
+        else:
+            assert_all_same_bits(fastrnn.rnn_forward(**{**a, name: moved}, backend=backend), want, name)
+
+
+def test_strides_off_the_element_size_are_refused(backend: str) -> None:
+    """A float field of a packed record: 5 bytes from one element to the next."""
+    record = np.zeros((T, B, I), np.dtype([("flag", "i1"), ("value", "f4")]))
+    field = record["value"]
+    assert field.strides[-1] == 5
+    refuse(fastrnn.rnn_forward, ValueError, "x", "aligned", **{**forward_arguments(), "x": field}, backend=backend)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", BACKWARD_ARRAYS + ("b_ih", "b_hh"))
+def test_every_stride_of_every_argument_is_right(backend: str, dtype: str, name: str, layout: str) -> None:
+    p = Case(T=T, B=B, I=I, H=H, dtype=dtype).build()
+    forward = {n: getattr(p, n) for n in FORWARD_ARRAYS}
+    output, h_n = fastrnn.rnn_forward(**forward, backend=backend)
+    backward = {"d_output": p.d_output, "d_h_n": p.d_h_n, "output": output}
+    backward |= {n: forward[n] for n in ("x", "h_0", "w_ih", "w_hh")}
+    want = fastrnn.rnn_backward(**backward, backend=backend)
+    eps = 30 * float(np.finfo(dtype).eps)
+    if layout == "batch_first" and name in ("b_ih", "b_hh"):
+        return
+    if name in forward:
+        got = fastrnn.rnn_forward(**{**forward, name: with_layout(forward[name], layout)}, backend=backend)
+        for g, w in zip(got, (output, h_n), strict=True):
+            assert normalised_error(g, w) <= eps
+    if name in backward:
+        moved = with_layout(backward[name], layout)
+        for g, w in zip(fastrnn.rnn_backward(**{**backward, name: moved}, backend=backend), want, strict=True):
+            assert normalised_error(g, w) <= eps
+
+
+def test_read_only_inputs_are_fine(backend: str) -> None:
+    a = forward_arguments()
+    for array in a.values():
+        array.flags.writeable = False
+    fastrnn.rnn_forward(**a, backend=backend)
+
+
+def test_a_memmap_is_an_array(backend: str, tmp_path: Any) -> None:
+    a = forward_arguments()
+    want = fastrnn.rnn_forward(**a, backend=backend)
+    stored = np.memmap(tmp_path / "x", F32, "w+", shape=(T, B, I))
+    stored[...] = a["x"]
+    assert_all_same_bits(fastrnn.rnn_forward(**{**a, "x": stored}, backend=backend), want, "memmap")
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4), (3, 2, 0), (0, 0, 0)], ids=str)
+def test_empty_is_legal(backend: str, dtype: str, shape: tuple[int, int, int]) -> None:
+    p = Case(*shape, H=H, dtype=dtype).build()
+    forward = {name: getattr(p, name) for name in FORWARD_ARRAYS}
+    output, h_n = fastrnn.rnn_forward(**forward, backend=backend)
+    want, want_n = oracle.forward(p)
+    assert normalised_error(output, want) <= 1e-6
+    assert normalised_error(h_n, want_n) <= 1e-6
+    backward = {name: forward[name] for name in ("x", "h_0", "w_ih", "w_hh")}
+    g = fastrnn.rnn_backward(p.d_output, p.d_h_n, output, **backward, backend=backend)
+    assert [a.shape for a in g] == [shape, (shape[1], H), (H, shape[2]), (H, H), (H,)]
+    lengths = np.zeros(shape[1], np.int32)
+    output, h_n = fastrnn.rnn_forward(**forward, backend=backend, lengths=lengths)
+    assert not output.any()
+    assert np.array_equal(h_n, p.h_0)
+
+
+def test_no_packed_rows_is_legal(backend: str) -> None:
+    a = {**forward_arguments(), "x": np.zeros((0, I), F32), "h_0": None}
+    output, h_n = fastrnn.rnn_forward(**a, backend=backend, batch_sizes=np.zeros(0, np.int64))
+    assert output.shape == (0, H)
+    assert h_n.shape == (0, H)
+
+
+# ---- Torch tensors
+
+
+def test_torch_tensors_are_shared_or_refused(backend: str, torch: Any) -> None:
+    a = forward_arguments()
+    want = fastrnn.rnn_forward(**a, backend=backend)
+    tensors = {name: torch.from_numpy(array) for name, array in a.items()}
+    for got, w in zip(fastrnn.rnn_forward(**tensors, backend=backend), want, strict=True):
+        assert isinstance(got, torch.Tensor)
+        assert np.array_equal(got.numpy(), w)
+    out = torch.zeros(T, B, H)
+    got, _ = fastrnn.rnn_forward(**tensors, backend=backend, out=out)
+    assert got is out
+    assert np.array_equal(out.numpy(), want[0])
+    for name in FORWARD_ARRAYS:
+        needs = {**tensors, name: tensors[name].clone().requires_grad_()}
+        refuse(fastrnn.rnn_forward, TypeError, name, "fastrnn.torch", **needs, backend=backend)
+        for wrong in (torch.bfloat16, torch.int32):
+            refuse(fastrnn.rnn_forward, TypeError, name, **{**tensors, name: tensors[name].to(wrong)})
+        meta = {**tensors, name: tensors[name].to("meta")}
+        refuse(fastrnn.rnn_forward, TypeError, name, "cpu", "meta", **meta)
+
+
+# ---- The native module trusts Python, but not with memory
+
+NATIVE = """
+import numpy as np
+from fastrnn import _fastrnn_cpu as native
+f = np.float32
+good = dict(x=np.zeros((3, 2, 4), f), h_0=None, w_ih=np.zeros((5, 4), f), w_hh=np.zeros((5, 5), f),
+            b_ih=None, b_hh=None, output=np.zeros((3, 2, 5), f), h_n=np.zeros((2, 5), f))
+bad = [("threads", 0), ("threads", -1), ("x", np.zeros((3, 2, 5), f)), ("x", np.zeros((3, 4), f)),
+       ("x", np.zeros((3, 2, 4))), ("h_0", np.zeros((3, 5), f)), ("w_ih", np.zeros((4, 4), f)),
+       ("w_hh", np.zeros((5, 4), f)), ("b_ih", np.zeros(4, f)),
+       ("output", np.zeros((3, 2, 4), f)), ("output", np.zeros((3, 2, 10), f)[..., ::2]), ("h_n", np.zeros((1, 5), f)),
+       ("lengths", np.array([4, 0])), ("lengths", np.array([-1, 0])), ("lengths", np.array([1])),
+       ("batch_sizes", np.array([2, 2, 2])), ("reset", np.zeros((3, 1), bool)), ("recurrent_mask", np.zeros((1, 5), f)),
+       ("keep_mask", np.zeros((3, 2, 4), bool)), ("isa", "sse9")]
+read_only = np.zeros((3, 2, 5), f); read_only.flags.writeable = False
+bad.append(("output", read_only))
+native.rnn_forward(*good.values())
+for name, value in bad:
+    arguments = dict(good)
+    options = {} if name in good else {name: value}
+    arguments.update({name: value} if name in good else {})
+    try:
+        native.rnn_forward(*arguments.values(), **options)
+    except (ValueError, TypeError, RuntimeError):
+        pass
+    else:
+        print(name, getattr(value, "shape", value), end="; ")
+"""
+
+
+def test_the_native_module_checks_sizes_itself() -> None:
+    """Called past the validation, it still refuses what would leave an array's memory. In a process: it might crash."""
+    from helpers.kernels import native
+
+    if isinstance(native(), ImportError):
+        pytest.skip(f"cpp: {native()}")
+    assert output_of(NATIVE) == "", "accepted"
+
+
+# ---- Layers
+
+LAYER: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "input_size float": ({"input_size": 4.0}, TypeError, "input_size"),
+    "input_size bool": ({"input_size": True}, TypeError, "input_size"),
+    "input_size negative": ({"input_size": -1}, ValueError, "input_size"),
+    "hidden_size zero": ({"hidden_size": 0}, ValueError, "hidden_size"),
+    "hidden_size str": ({"hidden_size": "5"}, TypeError, "hidden_size"),
+    "num_layers zero": ({"num_layers": 0}, ValueError, "num_layers"),
+    "num_layers bool": ({"num_layers": True}, TypeError, "num_layers"),
+    "nonlinearity": ({"nonlinearity": "gelu"}, ValueError, "nonlinearity"),
+    "bias": ({"bias": 1}, TypeError, "bias"),
+    "batch_first": ({"batch_first": "no"}, TypeError, "batch_first"),
+    "dropout over 1": ({"dropout": 1.5, "num_layers": 2}, ValueError, "dropout"),
+    "dropout NaN": ({"dropout": float("nan"), "num_layers": 2}, ValueError, "dropout"),
+    "dropout bool": ({"dropout": True, "num_layers": 2}, TypeError, "dropout"),
+    "bidirectional": ({"bidirectional": None}, TypeError, "bidirectional"),
+    "dtype float16": ({"dtype": "float16"}, TypeError, "dtype"),
+    "dtype nonsense": ({"dtype": "floaty"}, TypeError, "dtype"),
+    "backend": ({"backend": "cudnn"}, ValueError, "backend"),
+}
+
+
+@pytest.mark.parametrize("what", LAYER)
+def test_layer_arguments_are_refused(what: str) -> None:
+    change, error, name = LAYER[what]
+    refuse(fastrnn.RNN, error, name, **{"input_size": 4, "hidden_size": 5, **change})
+    if name in ("input_size", "hidden_size", "nonlinearity", "bias", "dtype", "backend"):
+        refuse(fastrnn.RNNCell, error, name, **{"input_size": 4, "hidden_size": 5, **change})
+
+
+def test_layer_device_is_refused() -> None:
+    for kind in (fastrnn.RNN, fastrnn.RNNCell):
+        with pytest.raises((ValueError, RuntimeError), match=r"^device: expected .*cpu.*, got 'cuda'"):
+            kind(4, 5, device="cuda")
+
+
+def test_layer_inputs_are_refused() -> None:
+    rnn = fastrnn.RNN(I, H, num_layers=2, bidirectional=True)
+    x = np.zeros((T, B, I), F32)
+    for run in (rnn, rnn.forward_train):
+        refuse(run, ValueError, "x", "4", "(3, 2, 5)", x=np.zeros((T, B, 5), F32))
+        refuse(run, ValueError, "x", "(4,)", x=np.zeros(4, F32))
+        refuse(run, ValueError, "x", x=np.zeros((1, T, B, I), F32))
+        refuse(run, TypeError, "x", "float32", "float64", x=x.astype(float))
+        refuse(run, TypeError, "x", "list", x=x.tolist())
+        refuse(run, TypeError, "x", "None", x=None)
+        refuse(run, ValueError, "h_0", "(4, 2, 5)", "(2, 2, 5)", x=x, h_0=np.zeros((2, B, H), F32))
+        refuse(run, ValueError, "h_0", "(4, 5)", "(4, 2, 5)", x=x[:, 0], h_0=np.zeros((4, B, H), F32))
+        refuse(run, ValueError, "lengths", "0..3", "4", x=x, lengths=np.array([4, 1]))
+        refuse(run, TypeError, "lengths", "list", x=x, lengths=[3, 1])
+        refuse(run, ValueError, "lengths", x=x[:, 0], lengths=np.array([3]))
+    first = fastrnn.RNN(I, H, batch_first=True)
+    refuse(first, ValueError, "lengths", "(2,)", "(3,)", x=np.zeros((B, T, I), F32), lengths=np.array([3, 1, 2]))
+
+
+def test_cell_inputs_are_refused() -> None:
+    cell = fastrnn.RNNCell(I, H)
+    x = np.zeros((B, I), F32)
+    for run in (cell, cell.forward_train):
+        refuse(run, ValueError, "x", "4", "(2, 5)", x=np.zeros((B, 5), F32))
+        refuse(run, ValueError, "x", x=np.zeros((T, B, I), F32))
+        refuse(run, TypeError, "x", "float64", x=x.astype(float))
+        refuse(run, ValueError, "h", "(2, 5)", "(1, 5)", x=x, h=np.zeros((1, H), F32))
+        refuse(run, ValueError, "h", "(5,)", "(2, 5)", x=x[0], h=np.zeros((B, H), F32))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "2", None, True])
+def test_thread_numbers_are_refused(value: Any) -> None:
+    error = ValueError if value in (0, -1) and not isinstance(value, bool) else TypeError
+    before = fastrnn.get_num_threads()
+    refuse(fastrnn.set_num_threads, error, "n", n=value)
+    with pytest.raises(error), fastrnn.threads(value):
+        pass
+    assert fastrnn.get_num_threads() == before

@@ -1,0 +1,273 @@
+"""The command line: `info` tells the truth, `check` judges (and rejects a broken kernel), `compare` trains and
+writes its files. Data on stdout, log on stderr, exit codes 0 right, 1 a check failed, 2 usage.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.cases import Case, random_cases
+from helpers.kernels import Kernel, known_kernels, native
+from helpers.processes import run_python
+
+import fastrnn
+from fastrnn import cli
+
+EXTRA = all(importlib.util.find_spec(name) for name in ("rich", "matplotlib", "sklearn"))
+try:
+    VERSION = fastrnn.__version__
+except importlib.metadata.PackageNotFoundError:  # the source folder
+    VERSION = ""
+pytestmark = pytest.mark.skipif(not VERSION, reason="fastrnn is not installed: it has no version")
+needs_extra = pytest.mark.skipif(not EXTRA, reason='the extra "cli" is not installed')
+
+
+def run(*words: str, capsys: Any) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command; argparse leaves by SystemExit."""
+    try:
+        code = cli.main(list(words))
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# ---- info
+
+
+def test_info_json_tells_what_the_api_tells(capsys: Any) -> None:
+    code, out, err = run("info", "--json", capsys=capsys)
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["fastrnn"] == VERSION
+    assert Path(facts["location"]) == Path(fastrnn.__file__).parent
+    assert facts["threads"]["number"] == fastrnn.get_num_threads()
+    rows = {row["name"]: row for row in facts["backends"]["list"]}
+    for record in fastrnn.backends():
+        assert rows[record.name] == {
+            "name": record.name, "device": record.device, "available": record.available, "reason": record.reason,
+        }  # fmt: skip
+    if not isinstance(native(), ImportError):
+        assert facts["instruction_set"]["active"] == native().active_isa()
+        listed = [(r["name"], r["compiled"], r["supported"]) for r in facts["instruction_set"]["list"]]
+        assert listed == [tuple(isa) for isa in native().isas()]
+
+
+def test_info_text_names_everything(capsys: Any) -> None:
+    code, out, _ = run("info", capsys=capsys)
+    assert code == 0
+    for word in (VERSION, np.__version__, "numpy", "cpp", "threads", "auto takes"):
+        assert word in out
+
+
+def test_info_shows_environment_and_broken_settings() -> None:
+    """What a bug report needs most: a setting that cannot work does not stop info."""
+    code = "from fastrnn.cli import main; raise SystemExit(main(['info', '--json']))"
+    result = run_python(code, FASTRNN_NUM_THREADS="two", FASTRNN_ISA="sse9")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["environment"]["FASTRNN_NUM_THREADS"] == "two"
+    assert facts["threads"]["number"] is None
+    assert "FASTRNN_NUM_THREADS" in facts["threads"]["why"]
+    if not isinstance(native(), ImportError):
+        assert facts["instruction_set"]["active"] is None
+        assert "sse9" in facts["instruction_set"]["why"]
+
+
+def test_python_m_and_the_script_are_the_same() -> None:
+    module = run_python(
+        "import runpy, sys; sys.argv = ['fastrnn', '--version']; runpy.run_module('fastrnn', run_name='__main__')"
+    )
+    assert module.stdout.strip() == f"fastrnn {VERSION}"
+    script = Path(sys.executable).with_name("fastrnn")
+    if not script.exists():
+        pytest.skip("the package was installed without its script")
+    result = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == module.stdout
+
+
+# ---- check
+
+USAGE = [
+    (),
+    ("no-such-command",),
+    ("check", "--T", "x"),
+    ("check", "--T", "-1"),
+    ("check", "--H", "0"),
+    ("check", "--op", "sideways"),
+    ("check", "--dtype", "f16"),
+    ("check", "--backend", "cudnn"),
+    ("check", "--nonlinearity", "gelu"),
+    ("check", "--threads", "0"),
+    ("compare", "--data", "/no/such/file.npy", "--quick"),
+    ("compare", "--epochs", "0"),
+]
+
+
+@pytest.mark.parametrize("words", USAGE, ids=" ".join)
+def test_wrong_usage_is_exit_code_2(words: tuple[str, ...], capsys: Any) -> None:
+    code, out, err = run(*words, capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert "error" in err
+
+
+def test_an_impossible_instruction_set_is_exit_code_2() -> None:
+    if isinstance(native(), ImportError):
+        pytest.skip(f"cpp: {native()}")
+    code = "from fastrnn.cli import main; raise SystemExit(main('check --T 2 --isa sse9 --backend cpp'.split()))"
+    result = run_python(code)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "sse9" in result.stderr
+
+
+def test_check_passes_on_every_backend(backend: str, capsys: Any) -> None:
+    """Its whole grid: a tighter, statistical bound than that of test_forward_error.py, on the active kernels."""
+    code, out, err = run("check", "--backend", backend, capsys=capsys)
+    assert code == 0, out
+    assert err == ""
+    assert out.splitlines()[-1].endswith(" checks, 0 failed")
+
+
+@pytest.mark.parametrize("identity", [i for i in known_kernels() if i.startswith("cpp:")])
+def test_check_passes_on_every_instruction_set(identity: str) -> None:
+    if known_kernels()[identity]:
+        pytest.skip(f"{identity}: {known_kernels()[identity]}")
+    code = f"from fastrnn.cli import main; raise SystemExit(main('check --backend cpp --isa {identity[4:]}'.split()))"
+    result = run_python(code)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("op", ["forward", "backward"])
+def test_check_rejects_a_broken_kernel(backend: str, op: str, capsys: Any, monkeypatch: Any) -> None:
+    """b_hh dropped, or d_w_hh without its first step (no h_0): exit code 1 and the line that repeats the case."""
+    sound_forward, sound_backward = fastrnn.rnn_forward, fastrnn.rnn_backward
+
+    def forward(x: Any, h_0: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None, **options: Any) -> Any:
+        return sound_forward(x, h_0, w_ih, w_hh, b_ih, None, **options)
+
+    def backward(d_output: Any, d_h_n: Any, output: Any, x: Any, h_0: Any, w_ih: Any, w_hh: Any, **options: Any) -> Any:
+        return sound_backward(d_output, d_h_n, output, x, None, w_ih, w_hh, **options)
+
+    if op == "forward":
+        monkeypatch.setattr(fastrnn, "rnn_forward", forward)
+    else:
+        monkeypatch.setattr(fastrnn, "rnn_backward", backward)
+    words = ["--op", op, "--backend", backend, "--T", "3", "--dtype", "f32", "--seed", "5"]
+    code, out, _ = run("check", *words, capsys=capsys)
+    assert code == 1
+    assert "FAIL" in out
+    again = next(line for line in out.splitlines() if "again:" in line)
+    monkeypatch.undo()
+    repeated = again.partition("fastrnn ")[2].split()
+    assert run(*repeated, capsys=capsys)[0] == 0, "the same case on the sound kernel"
+    for word in words:
+        assert word in repeated or word == "f32"
+
+
+@pytest.mark.parametrize("case", random_cases(20, seed=71, max_work=100_000), ids=lambda case: case.id)
+def test_check_draws_the_arrays_of_a_failing_test(case: Case, capsys: Any) -> None:
+    """What Case.repro() prints runs, and builds the very arrays of the test (padded, contiguous, full upstream)."""
+    from fastrnn.cli import check
+
+    case = replace(case, layout="contiguous", d_output="random", d_h_n=True)
+    if case.lengths not in ("none", "ragged"):
+        case = replace(case, lengths="ragged")
+    line = case.repro("forward", Kernel("numpy")).splitlines()[0]
+    drawn = []
+    build = check.Case.build
+    patch = pytest.MonkeyPatch()
+    patch.setattr(check.Case, "build", lambda self: drawn.append(build(self)) or drawn[-1])
+    with patch.context():
+        code, out, _ = run(*line.split()[1:], capsys=capsys)
+    patch.undo()
+    assert code == 0, out
+    want = case.build()
+    for name in ("x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh", "d_output", "d_h_n"):
+        _equal(getattr(drawn[0], name), getattr(want, name), name)
+    for name in ("lengths", "reset", "recurrent_mask", "keep_mask"):
+        _equal(getattr(drawn[0].options, name), getattr(want, name), name)
+
+
+def _equal(got: Any, want: Any, name: str) -> None:
+    assert (got is None) == (want is None), name
+    assert want is None or np.array_equal(got, want), name
+
+
+# ---- compare
+
+
+@needs_extra
+@pytest.mark.timeout(300)
+def test_compare_quick_writes_its_files(tmp_path: Path, capsys: Any) -> None:
+    """The digits are learnt, every available backend agrees, and the report holds what the table shows."""
+    report, picture = tmp_path / "c.json", tmp_path / "c.png"
+    code, out, _ = run("compare", "--quick", "--json", str(report), "--plot", str(picture), capsys=capsys)
+    assert code == 0, out
+    facts = json.loads(report.read_text(encoding="utf-8"))
+    available = [b.name for b in fastrnn.backends() if b.available]
+    assert {row["backend"] for row in facts["results"]} == set(available)
+    assert facts["agree"] is True
+    for row in facts["results"]:
+        assert row["backend"] in out
+        assert row["agrees"] is True
+        assert row["score"] > 0.5, "three epochs on ten classes: far above chance"
+        assert len(row["losses"]) == 3
+        assert row["losses"][-1] < row["losses"][0]
+        assert row["seconds"] > 0
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@needs_extra
+def test_compare_takes_your_own_sequences(tmp_path: Path, capsys: Any) -> None:
+    t = np.arange(12)[:, None, None] + np.random.default_rng(0).random((1, 30, 1)) * 6
+    data = np.concatenate([np.sin(t), np.cos(t)], axis=2).astype(np.float32)
+    np.save(tmp_path / "x.npy", data)
+    words = ["compare", "--data", str(tmp_path / "x.npy"), "--epochs", "2", "--json", str(tmp_path / "c.json")]
+    code, out, _ = run(*words, capsys=capsys)
+    assert code == 0, out
+    facts = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    assert facts["settings"]["I"] == 2
+    for bad in (data[0], np.full((3, 4, 2), np.nan), np.array([["a"]])):
+        np.save(tmp_path / "bad.npy", bad)
+        code, _, err = run("compare", "--data", str(tmp_path / "bad.npy"), "--quick", capsys=capsys)
+        assert code == 2, bad.shape
+        assert "--data" in err
+
+
+@needs_extra
+@pytest.mark.timeout(300)
+def test_compare_rejects_a_broken_backend(capsys: Any, monkeypatch: Any) -> None:
+    """A backend whose BPTT takes tanh' of the step before is told apart: exit code 1."""
+    if isinstance(native(), ImportError):
+        pytest.skip(f"cpp: {native()}")
+    module = importlib.import_module("fastrnn._backends.cpp")
+    sound = module.rnn_backward
+
+    def broken(d_output: Any, d_h_n: Any, output: Any, *rest: Any, **options: Any) -> Any:
+        return sound(d_output, d_h_n, np.roll(output, 1, axis=0), *rest, **options)
+
+    monkeypatch.setattr(module, "rnn_backward", broken)
+    code, out, _ = run("compare", "--quick", capsys=capsys)
+    assert code == 1, out
+
+
+def test_commands_without_the_extra_say_how_to_get_it() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('rich', 'matplotlib', 'sklearn'): sys.modules[name] = None\n"
+        "from fastrnn.cli import main\n"
+        "assert main(['check', '--T', '1', '--backend', 'numpy']) == 0\n"
+        "raise SystemExit(main(['compare', '--quick']))\n"
+    )
+    result = run_python(code)
+    assert result.returncode == 2, result.stderr
+    assert "pip install" in result.stderr

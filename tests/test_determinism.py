@@ -1,0 +1,289 @@
+"""Promise 4. cpp, on every instruction set and in both dtypes: output, h_n, d_x and d_h_0 of a row are the same bits
+whatever B, T, the number of threads, alignment, strides, tile and path; d_w_ih, d_w_hh and d_b are so for given
+(T, B, lengths) whatever the threads, the run, alignment, strides, tile. Other backends: same call, same bits.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.cases import LAYOUTS, Case, Problem, misaligned, pack, random_cases, sizes_of, with_layout
+from helpers.checks import run_both, same_results
+from helpers.compare import assert_same_bits
+from helpers.kernels import Kernel
+
+NAMES = ("output", "h_n", "d_x", "d_h_0", "d_w_ih", "d_w_hh", "d_b")
+THREADS = (1, 2, 3, 4, 5, 8, 16)
+# Shapes for the paths: one row, few rows (H may be split), several tiles, hoisted projection, more than one d_w block.
+SHAPES = [
+    Case(T=7, B=1, I=33, H=65, seed=1),
+    Case(T=9, B=3, I=17, H=129, lengths="ragged", seed=2),
+    Case(T=6, B=19, I=130, H=40, reverse=True, lengths="ragged", seed=3),
+    Case(T=5, B=67, I=3, H=33, nonlinearity="relu", keep_mask=True, reset=True, recurrent_mask=True, seed=4),
+    Case(T=8, B=31, I=63, H=100, lengths="packed", seed=5),
+    Case(T=140, B=5, I=9, H=31, lengths="ragged", seed=6),
+    Case(T=3, B=300, I=15, H=16, bias="none", h_0=False, seed=7),
+]
+SHAPE_IDS = [case.id for case in SHAPES]
+# Work enough to wake 16 threads (some 50 us each), which the shapes above are not: rows to share, and a single row.
+LARGE = [
+    Case(T=17, B=97, I=65, H=129, lengths="ragged", recurrent_mask=True, seed=8),
+    Case(T=9, B=64, I=200, H=160, lengths="packed", reverse=True, seed=9),
+    Case(T=12, B=260, I=17, H=96, reset=True, keep_mask=True, nonlinearity="relu", seed=10),
+    Case(T=40, B=2, I=33, H=600, seed=11),
+]
+LARGE_IDS = [case.id for case in LARGE]
+
+native = pytest.mark.native
+
+
+def rows(p: Problem, chosen: Any) -> Problem:
+    """The problem of some batch rows alone (padded)."""
+
+    def of(array: Any, axis: int) -> Any:
+        return None if array is None else np.ascontiguousarray(np.take(array, chosen, axis=axis))
+
+    return p.but(
+        x=of(p.x, 1), h_0=of(p.h_0, 0), lengths=of(p.lengths, 0), reset=of(p.reset, 1), keep_mask=of(p.keep_mask, 1),
+        recurrent_mask=of(p.recurrent_mask, 0), d_output=of(p.d_output, 1), d_h_n=of(p.d_h_n, 0),
+    )  # fmt: skip
+
+
+def steps(p: Problem, times: slice, h_0: Any, d_h_n: Any) -> Problem:
+    """The problem of some time steps alone (no lengths)."""
+
+    def of(array: Any) -> Any:
+        return None if array is None else array[times]
+
+    changed = {name: of(getattr(p, name)) for name in ("x", "reset", "keep_mask", "d_output")}
+    return p.but(h_0=h_0, d_h_n=d_h_n, **changed)
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
+def test_the_same_call_gives_the_same_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Every backend, ten runs, the memory allocator disturbed between them."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p)
+    junk = []
+    for run in range(10):
+        junk.append(np.empty(1000 * run + 1, np.uint8))
+        same_results(run_both(kernel, p), want, f"run {run}")
+
+
+@native
+@pytest.mark.parametrize("case", SHAPES + LARGE, ids=SHAPE_IDS + LARGE_IDS)
+def test_threads_do_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Three runs with each number of threads, forced row blocks among them, so that who computes what changes."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p, threads=1)
+    for threads in THREADS:
+        for tuning in (None, None, {"row_block": 1 + threads}):
+            same_results(run_both(kernel, p, threads=threads, tuning=tuning), want, f"{threads} threads, {tuning}")
+
+
+@native
+@pytest.mark.parametrize("case", LARGE, ids=LARGE_IDS)
+def test_tuning_and_threads_together_do_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p, threads=1)
+    rng = np.random.default_rng(case.seed)
+    for _ in range(6):
+        tuning = {
+            "hoist": int(rng.integers(0, 2)),
+            "tile_rows": int(rng.integers(1, 7)),
+            "row_block": int(rng.integers(1, 130)),
+            "chunk_steps": int(rng.integers(1, 12)),
+        }
+        threads = int(rng.integers(2, 9))
+        same_results(run_both(kernel, p, threads=threads, tuning=tuning), want, f"{tuning}, {threads} threads")
+
+
+@native
+@pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
+def test_tuning_does_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Every knob alone, and random settings of all of them together with a number of threads."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p, threads=1)
+    settings = [{"hoist": v} for v in (0, 1)]
+    settings += [{"tile_rows": v} for v in range(1, 7)]
+    settings += [{"row_block": v} for v in (1, 2, 3, 7, 16, 1000)]
+    settings += [{"chunk_steps": v} for v in (1, 2, 3, 5, 64)]
+    rng = np.random.default_rng(case.seed)
+    for _ in range(12):
+        low, high = (0, 1, 1, 1), (2, 7, 20, 12)
+        values = (int(rng.integers(a, b)) for a, b in zip(low, high, strict=True))
+        settings.append(dict(zip(("hoist", "tile_rows", "row_block", "chunk_steps"), values, strict=True)))
+    for i, tuning in enumerate(settings):
+        for threads in (1, 2 + i % 3):
+            same_results(run_both(kernel, p, threads=threads, tuning=tuning), want, f"{tuning}, {threads} threads")
+
+
+@native
+@pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
+def test_alignment_does_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Every array at every element offset from a 64-byte boundary, each array at another one."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p)
+    size = np.dtype(dtype).itemsize
+    names = ("x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh", "recurrent_mask", "d_output", "d_h_n")
+    for offset in range(64 // size):
+        moved = {}
+        for i, name in enumerate(names):
+            array = getattr(p, name)
+            moved[name] = None if array is None else misaligned(array, (offset + 3 * i) * size % 64)
+        q = p.but(**moved)
+        output, h_n = kernel.forward(q, output=misaligned(want[0], (offset + 5) * size % 64))
+        gradients = kernel.backward(q, misaligned(output, (offset + 7) * size % 64))
+        same_results((output, h_n, *gradients), want, f"offset {offset}")
+
+
+@native
+@pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
+def test_strides_do_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    """x, d_output and the tape in every layout, weights transposed and strided, output with outer strides."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p)
+    for layout in LAYOUTS:
+        q = p.but(x=with_layout(p.x, layout))
+        same_results(run_both(kernel, q), want, f"x {layout}")
+        q = p.but(d_output=with_layout(p.d_output, layout))
+        same_results(kernel.backward(q, want[0]), want[2:], f"d_output {layout}")
+        same_results(kernel.backward(p, with_layout(want[0], layout)), want[2:], f"tape {layout}")
+    two = ("inner_strided", "negative_all", "fortran")
+    for layout in two:
+        names = ("w_ih", "w_hh", "b_ih", "b_hh", "h_0", "d_h_n")
+        arrays = {n: None if getattr(p, n) is None else with_layout(getattr(p, n), layout) for n in names}
+        same_results(run_both(kernel, p.but(**arrays)), want, f"weights and states {layout}")
+    for layout in ("batch_first", "outer_strided", "negative_time")[p.batch_sizes is not None :]:
+        output = with_layout(np.full_like(want[0], np.nan), layout)
+        assert output.strides[-1] == output.itemsize
+        same_results(kernel.forward(p, output=output), want[:2], f"output {layout}")
+
+
+@native
+@pytest.mark.parametrize("case", [c for c in SHAPES if c.lengths != "packed"], ids=lambda case: case.id)
+def test_the_batch_does_not_change_a_row(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Rows alone, in pairs, in random subsets and orders, repeated: always the bits they have in the whole batch."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p)
+    B = case.B
+    rng = np.random.default_rng(case.seed)
+    subsets = [np.array([b]) for b in sorted({0, 1 % B, B // 2, B - 1})]
+    subsets += [rng.permutation(B)[: int(rng.integers(1, B + 1))] for _ in range(6)]
+    subsets += [np.concatenate([np.arange(B), rng.integers(0, B, 5)]), rng.permutation(B)]
+    for chosen in subsets:
+        got = run_both(kernel, rows(p, chosen))
+        for name, axis in {"output": 1, "h_n": 0, "d_x": 1, "d_h_0": 0}.items():
+            i = NAMES.index(name)
+            assert_same_bits(got[i], np.take(want[i], chosen, axis=axis), f"{name} of rows {chosen.tolist()}")
+
+
+@native
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", [c for c in SHAPES if c.lengths == "none"], ids=lambda case: case.id)
+def test_the_time_range_does_not_change_a_step(kernel: Kernel, dtype: str, case: Case, reverse: bool) -> None:
+    """A part, and the two parts chained, have the bits of the whole: h forward, d_h backward."""
+    p = replace(case, dtype=dtype, reverse=reverse).build()
+    output, h_n, d_x, d_h_0 = run_both(kernel, p)[:4]
+    for cut in sorted({1, 2, case.T // 2, case.T - 1}):
+        early, late = slice(0, cut), slice(cut, case.T)
+        if reverse:
+            early, late = late, early
+        first = steps(p, early, p.h_0, None)
+        first_output, first_h_n = kernel.forward(first)
+        second = steps(p, late, first_h_n, p.d_h_n)
+        second_output, second_h_n = kernel.forward(second)
+        same_results((first_output, second_output, second_h_n), (output[early], output[late], h_n), f"cut at {cut}")
+        later = kernel.backward(second, second_output)
+        earlier = kernel.backward(first.but(d_h_n=later.d_h_0), first_output)
+        got = (later.d_x, earlier.d_x, earlier.d_h_0)
+        same_results(got, (d_x[late], d_x[early], d_h_0), f"backward, cut at {cut}")
+
+
+@native
+@pytest.mark.parametrize("reverse", [False, True])
+def test_packed_equals_padded(kernel: Kernel, dtype: str, reverse: bool) -> None:
+    """The two forms of a ragged batch: all seven results."""
+    case = Case(T=9, B=21, I=17, H=33, dtype=dtype, reverse=reverse, reset=True, keep_mask=True, recurrent_mask=True)
+    p = replace(case, lengths="packed", seed=3).build()
+    got, want = run_both(kernel, p), run_both(kernel, p.padded())
+    sizes = p.batch_sizes
+    for i, name in enumerate(NAMES):
+        assert_same_bits(got[i], pack(want[i], sizes) if name in ("output", "d_x") else want[i], name)
+
+
+@native
+def test_rows_in_any_order_of_length(kernel: Kernel, dtype: str) -> None:
+    """The ragged order inside is nobody's business: rows sorted by length and shuffled agree."""
+    case = Case(T=9, B=21, I=17, H=33, dtype=dtype, lengths="ragged", seed=8)
+    p = case.build()
+    assert p.lengths is not None
+    order = np.argsort(-p.lengths, kind="stable")
+    got, want = run_both(kernel, rows(p, order)), run_both(kernel, p)
+    for name, axis in {"output": 1, "h_n": 0, "d_x": 1, "d_h_0": 0}.items():
+        i = NAMES.index(name)
+        assert_same_bits(got[i], np.take(want[i], order, axis=axis), name)
+
+
+@native
+@pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
+def test_kept_packed_weights_give_the_same_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    """The path of RNN.frozen()."""
+    from helpers.kernels import native as module
+
+    p = replace(case, dtype=dtype).build()
+    want = kernel.forward(p)
+    packed = module().pack_weights(p.w_ih, p.w_hh, isa=kernel.isa)
+    for threads in (1, 2, 3):
+        same_results(kernel.forward(p, packed=packed, threads=threads), want, f"packed weights, {threads} threads")
+
+
+@native
+@pytest.mark.parametrize("case", SHAPES[:4], ids=SHAPE_IDS[:4])
+def test_options_that_change_nothing_change_no_bits(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Full lengths, a mask of ones, no reset, nothing kept, h_0 of zeros, biases of zeros: the plain path's bits."""
+    case = replace(case, dtype=dtype, lengths="none", reset=False, keep_mask=False, recurrent_mask=False, h_0=False)
+    p = case.build()
+    want = run_both(kernel, p)
+    T, B, H = case.T, case.B, case.H
+    neutral = {
+        "lengths": np.full(B, T, np.int64),
+        "recurrent_mask": np.ones((B, H), dtype),
+        "reset": np.zeros((T, B), bool),
+        "keep_mask": np.zeros((T, B, H), bool),
+        "h_0": np.zeros((B, H), dtype),
+    }
+    for name, value in neutral.items():
+        same_results(run_both(kernel, p.but(**{name: value})), want, name)
+    same_results(run_both(kernel, p.but(**neutral)), want, "all of them")
+    bare = run_both(kernel, p.but(b_ih=None, b_hh=None))
+    zero = np.zeros(H, dtype)
+    same_results(run_both(kernel, p.but(b_ih=zero, b_hh=zero)), bare, "biases of zeros")
+    same_results(run_both(kernel, p.but(b_hh=None)), run_both(kernel, p.but(b_ih=p.b_ih, b_hh=zero)), "one bias")
+
+
+@native
+@pytest.mark.parametrize("case", random_cases(24, seed=41), ids=lambda case: case.id)
+def test_random_paths(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Random sizes and options; threads, tuning, alignment and memory layout all drawn at once."""
+    case = replace(case, dtype=dtype)
+    p = case.build()
+    want = run_both(kernel, p, threads=1)
+    rng = np.random.default_rng(case.seed)
+    for _ in range(3):
+        tuning = {
+            "hoist": int(rng.integers(-1, 2)),
+            "tile_rows": int(rng.integers(1, 7)),
+            "row_block": int(rng.integers(1, 30)),
+            "chunk_steps": int(rng.integers(1, 9)),
+        }
+        threads = int(rng.integers(1, 9))
+        layout = str(rng.choice(LAYOUTS))
+        q = p.but(x=with_layout(np.array(p.x), layout), w_hh=with_layout(p.w_hh, str(rng.choice(("fortran", layout)))))
+        what = f"{tuning}, {threads} threads, {layout}: {case.repro('backward', kernel)}"
+        same_results(run_both(kernel, q, threads=threads, tuning=tuning), want, what)
+
+
+def test_sizes_of_packed_rows_are_what_torch_makes() -> None:
+    assert sizes_of(np.array([3, 2, 2])).tolist() == [3, 3, 1]

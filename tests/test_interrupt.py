@@ -1,0 +1,78 @@
+"""Promise 7, Ctrl-C: a call that takes seconds raises KeyboardInterrupt at most 200 ms after SIGINT, whatever its size,
+and the next call is right. Measured inside a process of its own, median of three.
+"""
+
+import json
+import signal
+import statistics
+
+import pytest
+from helpers.processes import output_of
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX signals")
+
+LIMIT = 0.2  # seconds
+
+CODE = """
+import json, os, signal, threading, time
+import numpy as np, fastrnn
+rng = np.random.default_rng(0)
+T, B, I, H = SHAPE
+fastrnn.set_num_threads(THREADS)
+x = np.broadcast_to(rng.standard_normal((1, B, I)).astype(np.float32), (T, B, I))
+w, u = ((rng.standard_normal((H, n)) / (3 * np.sqrt(n))).astype(np.float32) for n in (I, H))
+small = np.ascontiguousarray(x[:9])
+
+def check():
+    output, h_n = fastrnn.rnn_forward(small, None, w, u, backend=BACKEND)
+    g = fastrnn.rnn_backward(output, None, output, small, None, w, u, backend=BACKEND)
+    return b"".join(a.tobytes() for a in (output, h_n, *g))
+
+want = check()
+tape = np.broadcast_to(np.float32(0.5), (T, B, H))
+
+def call():
+    if BACKWARD:
+        fastrnn.rnn_backward(tape, None, tape, x, None, w, u, backend=BACKEND)
+    else:
+        fastrnn.rnn_forward(x, None, w, u, backend=BACKEND)
+
+sent = 0.0
+def send():
+    global sent
+    sent = time.perf_counter()
+    os.kill(os.getpid(), signal.SIGINT)
+
+waits = []
+for delay in (0.15, 0.3, 0.5):
+    timer = threading.Timer(delay, send)
+    timer.start()
+    start = time.perf_counter()
+    try:
+        call()
+    except KeyboardInterrupt:
+        waits.append(time.perf_counter() - sent)
+        timer.join()
+        assert check() == want, "the next call is wrong"
+    else:
+        timer.cancel()
+        print(json.dumps(f"the call ended after {time.perf_counter() - start:.2f} s, before the signal"))
+        raise SystemExit
+print(json.dumps(waits))
+"""
+
+
+# (T, B, I, H): long sequences of one row, of many rows; few steps of enormous width; hours of work if not interrupted.
+SHAPES = {"one row": (60_000, 1, 8, 700), "many rows": (2_000, 96, 64, 384), "wide": (60, 700, 64, 1200)}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ctrl_c(backend: str, shape: str, way: str, threads: int) -> None:
+    if backend == "numpy" and (threads == 2 or shape == "wide"):
+        pytest.skip("NumPy's own threads; between two of its products nothing is ours")
+    head = f"BACKEND, SHAPE, THREADS, BACKWARD = {backend!r}, {SHAPES[shape]}, {threads}, {way == 'backward'}\n"
+    waits = json.loads(output_of(head + CODE, timeout=60))
+    assert isinstance(waits, list), waits
+    assert statistics.median(waits) <= LIMIT, f"{[round(1000 * w) for w in waits]} ms"

@@ -1,0 +1,170 @@
+"""Promise 7, concurrency: many Python threads at once give the bits of serial calls, whatever the number of kernel
+threads and while it changes; an error in one thread leaves the others alone; the interpreter may exit meanwhile.
+"""
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.cases import Case
+from helpers.checks import run_both, same_results
+from helpers.kernels import Kernel
+from helpers.processes import output_of
+
+import fastrnn
+
+THREADS, CALLS = 16, 50
+MIX = [  # small ones run on the calling thread alone; the others have work for several
+    Case(T=5, B=1, I=9, H=33, seed=1),
+    Case(T=4, B=60, I=33, H=129, lengths="ragged", seed=2),
+    Case(T=6, B=33, I=7, H=16, nonlinearity="relu", reverse=True, seed=3),
+    Case(T=3, B=50, I=31, H=127, dtype="float64", lengths="packed", seed=4),
+    Case(T=9, B=3, I=65, H=300, seed=5),
+]
+
+
+def in_threads(work: Any, count: int = THREADS) -> None:
+    """Runs work(i) in `count` threads that start together; the first exception comes out."""
+    barrier = threading.Barrier(count)
+
+    def start(i: int) -> None:
+        barrier.wait()
+        work(i)
+
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(start, i) for i in range(count)]:
+            future.result()
+
+
+@pytest.fixture(autouse=True)
+def _switch_often() -> Any:
+    """Threads of Python change places every 0.1 ms, so that races show."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_python_threads_give_serial_bits(kernel: Kernel, threads: int) -> None:
+    """16 Python threads x 50 mixed calls (forward and backward), each with its own kernel threads."""
+    problems = [case.build() for case in MIX]
+    wants = [run_both(kernel, p, threads=1) for p in problems]
+
+    def work(i: int) -> None:
+        for call in range(CALLS if kernel.is_native else CALLS // 10):
+            k = (i * 7 + call) % len(MIX)
+            same_results(run_both(kernel, problems[k], threads=threads), wants[k], f"thread {i}, call {call}")
+
+    in_threads(work)
+
+
+@pytest.mark.usefixtures("default_threads")
+def test_the_number_of_threads_may_change_while_running(backend: str) -> None:
+    p = MIX[1].build()
+    args = (p.x, p.h_0, p.w_ih, p.w_hh, p.b_ih, p.b_hh)
+    want = fastrnn.rnn_forward(*args, backend=backend)
+    stop = threading.Event()
+
+    def change() -> None:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            fastrnn.set_num_threads(1 + n % 5)
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+
+        def work(i: int) -> None:
+            for call in range(CALLS):
+                same_results(fastrnn.rnn_forward(*args, backend=backend), want, f"thread {i}, call {call}")
+
+        in_threads(work, 4)
+    finally:
+        stop.set()
+        changer.join()
+
+
+def test_an_error_in_one_thread_leaves_the_others_alone(backend: str) -> None:
+    p = MIX[1].build()
+    args = (p.x, p.h_0, p.w_ih, p.w_hh)
+    want = fastrnn.rnn_forward(*args, backend=backend)
+
+    def work(i: int) -> None:
+        for call in range(CALLS):
+            if i % 2:
+                with pytest.raises(ValueError, match="w_hh"):
+                    fastrnn.rnn_forward(*args[:3], p.w_hh[:-1], backend=backend)
+            else:
+                same_results(fastrnn.rnn_forward(*args, backend=backend), want, f"thread {i}, call {call}")
+
+    in_threads(work)
+
+
+def test_one_layer_in_many_threads(backend: str) -> None:
+    """Inference on one RNN, frozen and not, entered and left by each thread on its own."""
+    rnn = fastrnn.RNN(9, 33, num_layers=2, bidirectional=True, backend=backend, seed=0)
+    x = np.random.default_rng(0).standard_normal((7, 5, 9)).astype(np.float32)
+    want = rnn(x)
+
+    def work(i: int) -> None:
+        for call in range(CALLS):
+            if (i + call) % 2:
+                with rnn.frozen():
+                    got = rnn(x)
+            else:
+                got = rnn(x)
+            same_results(got, want, f"thread {i}, call {call}")
+
+    in_threads(work)
+    rnn.parameters["weight_hh_l0"][0, 0] = 0  # writable again
+
+
+def test_exit_with_calls_in_flight(backend: str) -> None:
+    """Daemon threads are computing when the interpreter ends: it ends, without a crash."""
+    if backend == "numpy":
+        pytest.skip("bare numpy.matmul in daemon threads hangs at exit now and then: OpenBLAS's threads, not ours")
+    code = f"""
+import threading, time, numpy as np, fastrnn
+x = np.zeros((50, 32, 64), np.float32); w = np.zeros((128, 64), np.float32); u = np.zeros((128, 128), np.float32)
+def forever():
+    while True: fastrnn.rnn_forward(x, None, w, u, backend={backend!r})
+fastrnn.set_num_threads(3)
+for _ in range(4): threading.Thread(target=forever, daemon=True).start()
+time.sleep(0.3)
+print("leaving")
+"""
+    for _ in range(3):
+        assert output_of(code, timeout=20) == "leaving"
+
+
+def test_a_short_lived_thread_leaves_nothing_behind(backend: str) -> None:
+    """50 calls, each from a new thread: the number of OS threads does not grow with them."""
+    p = MIX[1].build()
+
+    def call() -> None:
+        fastrnn.rnn_forward(p.x, p.h_0, p.w_ih, p.w_hh, backend=backend)
+
+    def one() -> None:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    one()
+    before = _os_threads()
+    for _ in range(50):
+        one()
+    assert _os_threads() <= before + 5
+
+
+def _os_threads() -> int:
+    import os
+
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        pytest.skip("no /proc here")
