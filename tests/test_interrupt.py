@@ -16,8 +16,13 @@ LIMIT = 0.2  # seconds
 CODE = """
 import json, os, signal, threading, time
 import numpy as np, fastrnn
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with SIGINT ignored
 rng = np.random.default_rng(0)
 T, B, I, H = SHAPE
+if FIRST_ELSEWHERE:  # the native module is loaded by another thread than the one that handles signals
+    thread = threading.Thread(target=fastrnn.backends)
+    thread.start()
+    thread.join()
 fastrnn.set_num_threads(THREADS)
 x = np.broadcast_to(rng.standard_normal((1, B, I)).astype(np.float32), (T, B, I))
 w, u = ((rng.standard_normal((H, n)) / (3 * np.sqrt(n))).astype(np.float32) for n in (I, H))
@@ -72,7 +77,18 @@ SHAPES = {"one row": (60_000, 1, 8, 700), "many rows": (2_000, 96, 64, 384), "wi
 def test_ctrl_c(backend: str, shape: str, way: str, threads: int) -> None:
     if backend == "numpy" and (threads == 2 or shape == "wide"):
         pytest.skip("NumPy's own threads; between two of its products nothing is ours")
-    head = f"BACKEND, SHAPE, THREADS, BACKWARD = {backend!r}, {SHAPES[shape]}, {threads}, {way == 'backward'}\n"
+    assert_interrupts(backend, SHAPES[shape], threads, way == "backward")
+
+
+def test_ctrl_c_after_a_first_call_from_another_thread(backend: str) -> None:
+    assert_interrupts(backend, SHAPES["many rows"], 1, False, first_elsewhere=True)
+
+
+def assert_interrupts(
+    backend: str, shape: tuple[int, ...], threads: int, backward: bool, first_elsewhere: bool = False
+) -> None:
+    names = "BACKEND, SHAPE, THREADS, BACKWARD, FIRST_ELSEWHERE"
+    head = f"{names} = {backend!r}, {shape}, {threads}, {backward}, {first_elsewhere}\n"
     waits = json.loads(output_of(head + CODE, timeout=60))
     assert isinstance(waits, list), waits
     assert statistics.median(waits) <= LIMIT, f"{[round(1000 * w) for w in waits]} ms"

@@ -98,9 +98,9 @@ def judge_trivial(kernel: Kernel, x: Any) -> Any:
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_float32_full_sweep(kernel: Kernel) -> None:
-    """All 2^32 patterns: the positive finite ones, the negative ones by oddness, and every NaN. At most 120 s of CPU."""
-    del_me = np.ones(31 << 20, np.uint8)  # teaches malloc to keep blocks of the chunk's size instead of unmapping them
-    del del_me
+    """All 2^32 patterns: the positive finite ones, the negative ones by oddness, every NaN. At most 120 s of CPU."""
+    block = np.ones(31 << 20, np.uint8)  # once freed, malloc keeps smaller blocks instead of unmapping each
+    del block
     start = time.process_time()
     chunk = 1 << 17  # small enough to stay in cache
     small, large = (int(np.float32(v).view(np.uint32)) for v in (2.0**-14, 10.0))

@@ -36,7 +36,9 @@ void expect(bool holds, const char* name, const string& what) {
 }
 
 template <class T>
-index elements(py::ssize_t bytes, const char* name) {
+index elements(const py::array& a, py::ssize_t axis, const char* name) {
+  if (a.shape(axis) <= 1) return 1;  // never used, and may be anything
+  const py::ssize_t bytes = a.strides(axis);
   expect(bytes % static_cast<py::ssize_t>(sizeof(T)) == 0, name, "strides that are multiples of the item size");
   return bytes / static_cast<py::ssize_t>(sizeof(T));
 }
@@ -71,7 +73,7 @@ Matrix<T> matrix(const py::object& o, const char* name, index rows, index column
   constexpr bool writes = !std::is_const_v<T>;
   const auto a = array_of<Value>(o, name, {rows, columns}, writes);
   if (!a) return {};
-  Matrix<T> m{data_of<Value>(*a), elements<Value>(a->strides(0), name), elements<Value>(a->strides(1), name)};
+  Matrix<T> m{data_of<Value>(*a), elements<Value>(*a, 0, name), elements<Value>(*a, 1, name)};
   if (columns <= 1 || a->size() == 0) m.unit = 1;
   expect(!writes || m.unit == 1, name, "a contiguous last axis");
   return m;
@@ -82,7 +84,7 @@ Vector<T> vector(const py::object& o, const char* name, index size) {
   constexpr bool writes = !std::is_const_v<T>;
   const auto a = array_of<Value>(o, name, {size}, writes);
   if (!a) return {};
-  Vector<T> v{data_of<Value>(*a), elements<Value>(a->strides(0), name)};
+  Vector<T> v{data_of<Value>(*a), elements<Value>(*a, 0, name)};
   if (size <= 1) v.unit = 1;
   expect(!writes || v.unit == 1, name, "a contiguous array");
   return v;
@@ -96,9 +98,9 @@ Sequence<T> sequence(const py::object& o, const char* name, const Shape& shape, 
   const auto a = packed ? array_of<Value>(o, name, {packed_rows, width}, writes)
                         : array_of<Value>(o, name, {shape.T, shape.B, width}, writes);
   if (!a) return {};
-  const index step = elements<Value>(a->strides(0), name);
-  Sequence<T> s{data_of<Value>(*a), step, packed ? step : elements<Value>(a->strides(1), name),
-                elements<Value>(a->strides(packed ? 1 : 2), name)};
+  const index step = elements<Value>(*a, 0, name);
+  Sequence<T> s{data_of<Value>(*a), step, packed ? step : elements<Value>(*a, 1, name),
+                elements<Value>(*a, packed ? 1 : 2, name)};
   if (width <= 1 || a->size() == 0) s.unit = 1;
   expect(!writes || s.unit == 1, name, "a contiguous last axis");
   return s;
@@ -120,7 +122,9 @@ class PythonSignals {
 public:
   PythonSignals() : control_(PyThread_get_thread_ident() == main_thread ? &PythonSignals::check : nullptr, nullptr) {}
   CallControl& control() { return control_; }
-  static void remember_main_thread() { main_thread = PyThread_get_thread_ident(); }
+  static void remember_main_thread() {  // which need not be this one
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  }
 
 private:
   static bool check(void*) {
@@ -250,6 +254,7 @@ void forward(const py::object& x, const py::object& h_0, const py::object& w_ih,
              const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n,
              const CallOptions& o, const PyPackedWeights* packed) {
   expect(o.threads >= 1, "threads", "at least 1");
+  expect(!w_ih.is_none() && !output.is_none() && !h_n.is_none(), "w_ih, output, h_n", "arrays, got None");
   const auto [n, packed_rows] = shape_of(x, w_hh, o);
   ForwardProblem<T> p;
   p.shape = n;
@@ -282,6 +287,7 @@ void backward(const py::object& d_output, const py::object& d_h_n, const py::obj
               const py::object& d_h_0, const py::object& d_w_ih, const py::object& d_w_hh, const py::object& d_b,
               const CallOptions& o) {
   expect(o.threads >= 1, "threads", "at least 1");
+  expect(!w_ih.is_none() && !output.is_none(), "w_ih, output", "arrays, got None");
   const auto [n, packed_rows] = shape_of(x, w_hh, o);
   BackwardProblem<T> p;
   p.shape = n;
@@ -328,6 +334,7 @@ void tanh_array(const py::object& x, const py::object& out, const std::optional<
   for_dtype(x, "x", [&](auto zero) {
     using T = decltype(zero);
     const auto from = array_of<T>(x, "x", {-1}, false);
+    expect(!out.is_none(), "out", "an array, got None");
     const auto size = static_cast<index>(from->shape(0));
     const Vector<T> to = vector<T>(out, "out", size);
     const T* source = table<T>(x, "x", {size});
@@ -352,9 +359,18 @@ double measure_fma_peak(const InstructionSet& set, int threads, double seconds) 
     result = flops / elapsed;
   };
   std::vector<std::thread> others;
-  for (std::size_t i = 1; i < rate.size(); ++i) others.emplace_back([&, i] { measure(rate[i]); });
+  const auto join = [&] {
+    for (auto& thread : others) thread.join();
+  };
+  try {
+    others.reserve(rate.size());
+    for (std::size_t i = 1; i < rate.size(); ++i) others.emplace_back([&, i] { measure(rate[i]); });
+  } catch (const std::exception&) {
+    join();
+    throw;
+  }
   measure(rate[0]);
-  for (auto& thread : others) thread.join();
+  join();
   double total = 0;
   for (const double r : rate) total += r;
   return total / 1e9;

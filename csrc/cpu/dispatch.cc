@@ -6,6 +6,8 @@
 
 #if FASTRNN_X86 && defined(_MSC_VER)
 #include <intrin.h>
+#elif FASTRNN_X86
+#include <cpuid.h>
 #endif
 
 namespace fastrnn {
@@ -40,7 +42,12 @@ struct Cpu {
 Cpu cpu() {
   __builtin_cpu_init();
   const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-  const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+  unsigned a = 0, b = 0, basic = 0, extended = 0, d = 0;
+  __get_cpuid(1, &a, &b, &basic, &d);
+  __get_cpuid(0x80000001u, &a, &b, &extended, &d);
+  const bool movbe_f16c_lzcnt =
+      (basic >> 22 & 1) && (basic >> 29 & 1) && (extended >> 5 & 1);  // the compiler may use them
+  const bool v3 = v2 && movbe_f16c_lzcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bw") &&

@@ -115,10 +115,4 @@ inline const Kernels<double>& kernels_of<double>(const InstructionSet& set) {
   return set.f64;
 }
 
-// Elements of a packed operand; the tail panel is rounded up to whole vectors.
-template <class T>
-index packed_size(const Kernels<T>& k, index terms, index outputs) {
-  return terms * ((outputs + k.lanes - 1) / k.lanes * k.lanes);
-}
-
 }  // namespace fastrnn

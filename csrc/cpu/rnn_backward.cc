@@ -11,6 +11,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "float_environment.h"
+#include "pack_parallel.h"
 #include "passes.h"
 #include "row_order.h"
 #include "split.h"
@@ -64,9 +66,11 @@ public:
     memory_.allocate();
 
     w_hh_t_ = memory_[w_hh_t];
-    k_.pack_panels(w_hh_t_, p_.w_hh.data, n.H, p_.w_hh.row, n.H, p_.w_hh.unit);
+    pack_parallel(k_, threads_, control_, w_hh_t_, p_.w_hh.data, n.H, p_.w_hh.row, n.H, p_.w_hh.unit);
     w_ih_t_ = memory_[w_ih_t];
-    if (p_.d_x.data) k_.pack_panels(w_ih_t_, p_.w_ih.data, n.H, p_.w_ih.row, n.I, p_.w_ih.unit);
+    if (p_.d_x.data) {
+      pack_parallel(k_, threads_, control_, w_ih_t_, p_.w_ih.data, n.H, p_.w_ih.row, n.I, p_.w_ih.unit);
+    }
     d_sum_ = memory_[d_sum];
     carry_ = memory_[carry];
     d_state_ = p_.options.keep_mask ? memory_[d_state] : nullptr;
@@ -166,6 +170,7 @@ private:
 
   void run_block(index first, index last, int worker) {
     const index per_check = steps_per_check(flops_per_row_ * static_cast<double>(last - first));
+    const index rows_at_once = rows_per_check(flops_per_row_, k_.tile_rows);
     index unchecked = 0;
     for (index s = end_ - 1; s >= begin_; --s) {
       if (++unchecked >= per_check) {
@@ -174,8 +179,13 @@ private:
       }
       const index later = order_.active_in(s + 1, first, last);
       const index now = order_.active_in(s, first, last);
-      run_step(s, first, first + later, true);
-      run_step(s, first + later, first + now, false);
+      for (index r = first; r < first + now; r += rows_at_once) {
+        if (r > first && control_.stopped(worker == 0)) return;
+        const index end = r + rows_at_once < first + now ? r + rows_at_once : first + now;
+        const index continues = first + later < end ? first + later : end;
+        run_step(s, r, continues, true);
+        run_step(s, continues > r ? continues : r, end, false);
+      }
     }
     if (begin_ > 0) {
       const index rows = order_.active_in(begin_, first, last);
@@ -259,7 +269,8 @@ private:
     const index tiles = (p_.shape.H + k_.tile_rows - 1) / k_.tile_rows;
     const index tile_tasks = needs_weights() ? (tiles + tiles_a_task - 1) / tiles_a_task : 0;
     const index bias_tasks = p_.d_b.data ? 1 : 0;
-    parallel_for(groups + tile_tasks + bias_tasks, threads_, control_, [&](index task, int) {
+    parallel_for(groups + tile_tasks + bias_tasks, threads_, control_, [&](index task, int worker) {
+      if (control_.stopped(worker == 0)) return;
       if (task < groups) {
         const index first = task * group_lines;
         const index last = first + group_lines < lines_ ? first + group_lines : lines_;
@@ -396,6 +407,7 @@ private:
 
 template <class T>
 void rnn_backward(const BackwardProblem<T>& problem, const InstructionSet& set, int threads, CallControl& control) {
+  const DefaultFloatEnvironment environment;
   BackwardPass<T>(problem, kernels_of<T>(set), threads, control).run();
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "float_environment.h"
+#include "pack_parallel.h"
 #include "passes.h"
 #include "row_order.h"
 #include "split.h"
@@ -26,9 +28,9 @@ PackedParts<T> take_packed(Workspace& memory, const Kernels<T>& k, const Shape& 
 
 template <class T>
 void pack(T* w_ih_to, T* w_hh_to, const Kernels<T>& k, const Shape& shape, const Matrix<const T>& w_ih,
-          const Matrix<const T>& w_hh) {
-  k.pack_panels(w_ih_to, w_ih.data, shape.I, w_ih.unit, shape.H, w_ih.row);
-  k.pack_panels(w_hh_to, w_hh.data, shape.H, w_hh.unit, shape.H, w_hh.row);
+          const Matrix<const T>& w_hh, int threads, CallControl& control) {
+  pack_parallel(k, threads, control, w_ih_to, w_ih.data, shape.I, w_ih.unit, shape.H, w_ih.row);
+  pack_parallel(k, threads, control, w_hh_to, w_hh.data, shape.H, w_hh.unit, shape.H, w_hh.row);
 }
 
 template <class T>
@@ -58,7 +60,7 @@ public:
       w_ih_ = packed->w_ih;
       w_hh_ = packed->w_hh;
     } else {
-      pack(memory_[weights.w_ih], memory_[weights.w_hh], k_, n, p_.w_ih, p_.w_hh);
+      pack(memory_[weights.w_ih], memory_[weights.w_hh], k_, n, p_.w_ih, p_.w_hh, threads_, control_);
       w_ih_ = memory_[weights.w_ih];
       w_hh_ = memory_[weights.w_hh];
     }
@@ -107,11 +109,17 @@ private:
     const bool hoist = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows;
     index chunk = hoist ? most_block_rows / rows : steps_per_check(flops_per_row_ * static_cast<double>(rows));
     if (p_.tuning.chunk_steps > 0 && p_.tuning.chunk_steps < chunk) chunk = p_.tuning.chunk_steps;
+    const index rows_at_once = rows_per_check(flops_per_row_, k_.tile_rows);
     for (index s = 0; s < steps; s += chunk) {
       if (control_.stopped(worker == 0)) return;
       const index end = s + chunk < steps ? s + chunk : steps;
       if (hoist) project(s, end, first, last, worker);
-      for (index step = s; step < end; ++step) run_step(step, first, last, hoist, worker);
+      for (index step = s; step < end; ++step) {
+        for (index r = first; r < last; r += rows_at_once) {
+          if (r > first && control_.stopped(worker == 0)) return;
+          run_step(step, r, r + rows_at_once < last ? r + rows_at_once : last, hoist, worker);
+        }
+      }
     }
     for (index r = first; r < last; ++r) {
       const index length = order_.length(r);
@@ -158,6 +166,7 @@ private:
     const unsigned char* keep[most_block_rows];
     T* out[most_block_rows];
     const index rows = order_.active_in(s, first, last);
+    if (rows == 0) return;
     for (index i = 0; i < rows; ++i) {
       const index r = first + i;
       const index t = order_.time(s, r);
@@ -223,7 +232,8 @@ PackedWeights<T> pack_weights(const InstructionSet& set, const Shape& shape, con
   result.memory->allocate();
   T* to_ih = (*result.memory)[parts.w_ih];
   T* to_hh = (*result.memory)[parts.w_hh];
-  pack(to_ih, to_hh, k, shape, w_ih, w_hh);
+  CallControl control(nullptr, nullptr);
+  pack(to_ih, to_hh, k, shape, w_ih, w_hh, 1, control);
   result.w_ih = to_ih;
   result.w_hh = to_hh;
   return result;
@@ -233,6 +243,7 @@ template <class T>
 void rnn_forward(const ForwardProblem<T>& problem, const InstructionSet& set, const PackedWeights<T>* packed,
                  int threads, CallControl& control) {
   if (problem.shape.B == 0) return;
+  const DefaultFloatEnvironment environment;
   ForwardPass<T>(problem, kernels_of<T>(set), packed, threads, control).run();
 }
 

@@ -36,6 +36,13 @@ inline int useful_threads(int threads, double flops) {
   return most < 1 ? 1 : most < threads ? static_cast<int>(most) : threads;
 }
 
+// Rows of a step that are computed between two looks at the clock when one step alone takes long: some 20 ms
+inline index rows_per_check(double flops_per_row, index tile_rows) {
+  const double wanted = 1e9 / (flops_per_row + 1);
+  const index rows = wanted < most_block_rows ? static_cast<index>(wanted) : most_block_rows;
+  return rows > 4 * tile_rows ? rows : 4 * tile_rows;
+}
+
 // Steps between two looks at the clock, some 50 us apart
 inline index steps_per_check(double flops_per_step) {
   const double steps = 4e6 / (flops_per_step + 1);

@@ -1,11 +1,13 @@
 #include "thread_pool.h"
 
-#include <cfenv>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
-#include <system_error>
+#include <new>
 #include <thread>
+
+#include "float_environment.h"
 
 #if defined(_WIN32)
 #else
@@ -30,6 +32,23 @@ inline void relax() {
 #endif
 }
 
+class BlockedSignals {
+public:
+#if defined(_WIN32)
+  BlockedSignals() {}
+#else
+  BlockedSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &old_, nullptr); }
+
+private:
+  sigset_t old_;
+#endif
+};
+
 // Spins until done() or the time is up.
 template <class Done>
 bool spin(Done done, std::chrono::microseconds time) {
@@ -53,8 +72,10 @@ public:
       return;
     }
     ensure_workers(threads - 1);
-    const std::uint64_t generation = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+    std::uint64_t generation = ((ticket_.load(std::memory_order_relaxed) >> 32) + 1) & 0xffffffffu;
+    if (generation == 0) generation = 1;  // 0 means: no job
     ticket_.store((generation << 32) | closed, std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_release);  // no field of the new job shows before the old one is closed
     count_.store(static_cast<std::uint32_t>(count), std::memory_order_relaxed);
     helpers_.store(threads - 1, std::memory_order_relaxed);
     task_.store(task, std::memory_order_relaxed);
@@ -87,6 +108,7 @@ private:
       const Task task = task_.load(std::memory_order_relaxed);
       void* const context = context_.load(std::memory_order_relaxed);
       if (ticket >> 32 != generation || next >= count_.load(std::memory_order_relaxed)) return;
+      std::atomic_thread_fence(std::memory_order_acquire);
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
@@ -106,7 +128,7 @@ private:
   }
 
   void worker_main(int worker) {
-    std::fesetenv(FE_DFL_ENV);  // results do not depend on who started the thread
+    const DefaultFloatEnvironment environment;  // whoever started the thread
     std::uint64_t done = 0;
     for (;;) {
       std::uint64_t generation = 0;
@@ -125,21 +147,14 @@ private:
   void ensure_workers(int wanted) {
     wanted = wanted < most_workers ? wanted : most_workers;
     if (workers_ >= wanted) return;
-#if !defined(_WIN32)
-    sigset_t all, old;  // signals belong to the host's threads
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-#endif
+    const BlockedSignals blocked;  // signals belong to the host's threads; workers inherit the mask
     try {
       for (; workers_ < wanted; ++workers_) {
         std::thread([this, worker = workers_ + 1] { worker_main(worker); }).detach();
       }
-    } catch (const std::system_error&) {
-      // no more threads to be had: those there are do the work
+    } catch (const std::exception&) {
+      // no more threads or memory to be had: those there are do the work
     }
-#if !defined(_WIN32)
-    pthread_sigmask(SIG_SETMASK, &old, nullptr);
-#endif
   }
 
   std::atomic<bool> busy_{false};
@@ -158,13 +173,14 @@ private:
 // Never destroyed: workers may outlive main, and a child of fork leaves its parent's pool alone.
 std::atomic<Pool*> current_pool{nullptr};
 
-Pool& pool() {
+// nullptr: no memory for one
+Pool* pool() {
   Pool* p = current_pool.load(std::memory_order_acquire);
-  if (p) return *p;
-  Pool* fresh = new Pool;
-  if (current_pool.compare_exchange_strong(p, fresh, std::memory_order_acq_rel)) return *fresh;
+  if (p) return p;
+  Pool* fresh = new (std::nothrow) Pool;
+  if (!fresh || current_pool.compare_exchange_strong(p, fresh, std::memory_order_acq_rel)) return fresh;
   delete fresh;
-  return *p;
+  return p;
 }
 
 #if !defined(_WIN32)
@@ -175,8 +191,9 @@ Pool& pool() {
 }  // namespace
 
 void parallel_for(index count, int threads, Task task, void* context, CallControl& control) {
-  if (threads > 1 && count > 1) {
-    pool().run(count, threads < count ? threads : static_cast<int>(count), task, context, control);
+  Pool* const shared = threads > 1 && count > 1 ? pool() : nullptr;
+  if (shared) {
+    shared->run(count, threads < count ? threads : static_cast<int>(count), task, context, control);
     return;
   }
   for (index i = 0; i < count; ++i) task(context, i, 0);

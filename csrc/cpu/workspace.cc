@@ -18,8 +18,8 @@ index checked_product(index a, index b) {
 
 index Workspace::reserve(index bytes) {
   // successive parts lie 64 bytes apart more than a multiple of the page, so that they do not share cache sets
-  const index padded = (bytes + 2 * alignment - 1) / alignment * alignment;
   if (bytes > std::numeric_limits<index>::max() / 2 - size_) throw OutOfMemory(std::to_string(bytes));
+  const index padded = (bytes + 2 * alignment - 1) / alignment * alignment;
   const index offset = size_;
   size_ += padded;
   return offset;
