@@ -4,11 +4,12 @@ import ctypes
 import platform
 from typing import Any
 
-import fastrnn
 import numpy as np
 import pytest
 from helpers.compare import assert_same_bits
 from helpers.kernels import native
+
+import fastrnn
 
 FE_UPWARD = 0x800  # x86
 
