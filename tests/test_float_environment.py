@@ -23,22 +23,28 @@ def libm() -> Any:
     return ctypes.CDLL("libm.so.6")
 
 
-def results(threads: int) -> list[Any]:
+def problem() -> list[Any]:
+    """x, h_0, w_ih, w_hh; drawn before the environment is changed, for NumPy's own arithmetic follows it"""
     rng = np.random.default_rng(0)
     x, h_0 = rng.standard_normal((300, 32, 24)).astype(np.float32), rng.standard_normal((32, 40)).astype(np.float32)
     w_ih, w_hh = (rng.standard_normal((40, n)).astype(np.float32) / 8 for n in (24, 40))
     x[::2] *= np.float32(1e-38)  # products that are subnormal
+    return [x, h_0, w_ih, w_hh]
+
+
+def results(p: list[Any], threads: int) -> list[Any]:
     with fastrnn.threads(threads):
-        output, h_n = fastrnn.rnn_forward(x, h_0, w_ih, w_hh, backend="cpp")
-        return [output, h_n, *fastrnn.rnn_backward(output, h_n, output, x, h_0, w_ih, w_hh, backend="cpp")]
+        output, h_n = fastrnn.rnn_forward(*p, backend="cpp")
+        return [output, h_n, *fastrnn.rnn_backward(output, h_n, output, *p, backend="cpp")]
 
 
 def test_rounding_mode_of_the_caller(libm: Any) -> None:
-    want = results(1)
+    p = problem()
+    want = results(p, 1)
     for threads in (1, 2, 3):
         assert libm.fesetround(FE_UPWARD) == 0
         try:
-            got = results(threads)
+            got = results(p, threads)
             after = libm.fegetround()
         finally:
             libm.fesetround(0)
@@ -48,11 +54,12 @@ def test_rounding_mode_of_the_caller(libm: Any) -> None:
 
 
 def test_flush_to_zero_of_the_caller(libm: Any, torch: Any) -> None:
-    want = results(1)
+    p = problem()
+    want = results(p, 1)
     if not torch.set_flush_denormal(True):
         pytest.skip("this CPU cannot flush to zero")
     try:
-        got = [results(threads) for threads in (1, 2, 3)]
+        got = [results(p, threads) for threads in (1, 2, 3)]
         still = float(torch.tensor(1e-38) * torch.tensor(1e-3)) == 0
     finally:
         torch.set_flush_denormal(False)

@@ -32,6 +32,12 @@ from helpers.kernels import Gradients, Kernel
 F32 = np.float32
 
 
+@pytest.fixture(autouse=True)
+def _fixed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these cases must show does not depend on FASTRNN_SEED."""
+    monkeypatch.setattr("helpers.cases.SEED", 0)
+
+
 # ---- Comparers
 
 
