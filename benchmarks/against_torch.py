@@ -2,8 +2,9 @@
 
     python benchmarks/against_torch.py [--threads 1] [--dtype float32] [--rounds 15] [--shapes 16x256x256x256,...]
 
-Every arm is checked against float64 first. Then the arms take turns; figures are medians over the rounds. Percent is of
-the multiply-add peak measured between the rounds: 2 T B H (I + H) operations forward, three times that for training.
+Every arm is checked against float64 first. Then the arms take turns, each warm; figures are medians over the rounds.
+Percent is of the multiply-add peak measured between the rounds: 2 T B H (I + H) operations forward, three times that
+for training.
 """
 
 from __future__ import annotations
@@ -93,6 +94,18 @@ def check(arms: dict[str, Arm], p: dict[str, Any]) -> None:
                 raise SystemExit(f"{name}: error {error:.1e} against float64 is beyond {limit:.1e}")
 
 
+def warm_seconds(call: Callable[[], Any]) -> float:
+    """Seconds of one call, after one that is not timed; short calls are repeated for some milliseconds."""
+    call()
+    calls, start = 0, time.perf_counter()
+    while True:
+        call()
+        calls += 1
+        elapsed = time.perf_counter() - start
+        if elapsed > 3e-3:
+            return elapsed / calls
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -130,9 +143,7 @@ def main() -> None:
             for _ in range(args.rounds):
                 peaks.append(native.fma_peak(args.dtype, args.threads, 0.01))
                 for name, way in seconds:
-                    start = time.perf_counter()
-                    arms[name][way]()
-                    seconds[name, way].append(time.perf_counter() - start)
+                    seconds[name, way].append(warm_seconds(arms[name][way]))
             median = {key: float(np.median(times)) for key, times in seconds.items()}
             peak = float(np.median(peaks))
             cells = [f"{B:4d} {T:4d} {I:4d} {H:4d} {peak:8.0f} "]
