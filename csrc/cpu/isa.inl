@@ -10,9 +10,10 @@ namespace FASTRNN_NAMESPACE {
 
 #include "vec.h"
 // after vec.h, in this order
+#include "lanes.inl"
 #include "tanh.inl"
-#include "tile.inl"
 #include "pack.inl"
+#include "tile.inl"
 #include "rnn_forward.inl"
 #include "rnn_backward.inl"
 
