@@ -382,8 +382,10 @@ def _quiet_export(torch: Any, layer: Any, x: Any) -> Any:
 def test_jit_trace(torch: Any, warned: None) -> None:
     ours, _ = twins(torch, 5, 7)
     x = torch.randn(6, 4, 5)
-    traced = torch.jit.trace(ours, (x,), check_trace=False)
-    assert normalised_error(traced(2 * x)[0].detach().numpy(), ours(2 * x)[0].detach().numpy()) <= 1e-6
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            traced = torch.jit.trace(ours, (x,), check_trace=False)
+            assert normalised_error(traced(2 * x)[0].detach().numpy(), ours(2 * x)[0].detach().numpy()) <= 1e-6
 
 
 def test_vmap_raises(torch: Any, warned: None) -> None:

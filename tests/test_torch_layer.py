@@ -159,8 +159,19 @@ def test_layouts_are_torchs(torch: Any, options: dict[str, Any], kind: str) -> N
         assert made[0] == made[1]
 
 
-def test_inputs_of_any_strides(torch: Any) -> None:
-    """Transposed, expanded, sliced, negated lazily, misaligned: the bits of a plain copy, and nothing is modified."""
+def test_inputs_of_any_strides(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transposed, expanded, sliced, negated lazily, misaligned: the bits of a plain copy, and nothing is modified.
+    Misaligned data alone is copied: a backend never sees any."""
+    import fastrnn.torch.dispatch as dispatch
+    from fastrnn import _backends
+
+    class Spy:
+        @staticmethod
+        def rnn_forward(*args: Any) -> Any:
+            assert all(a.flags.aligned for a in args[:6])
+            return _backends.get("auto").rnn_forward(*args)
+
+    monkeypatch.setattr(dispatch, "backend", lambda: Spy)
     ours, _ = twins(torch, 5, 7)
     base = torch.randn(6, 4, 10)
     odd = np.zeros(6 * 4 * 5 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(6, 4, 5)
