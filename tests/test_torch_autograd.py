@@ -425,6 +425,7 @@ stock.load_state_dict(ours.state_dict())
 """
 
 
+@pytest.mark.slow
 def test_compile_breaks_the_graph_and_is_right(torch: Any) -> None:
     code = COMPILE + (
         "error = max(float((a - b).detach().abs().max() / b.detach().abs().max())"
@@ -434,6 +435,7 @@ def test_compile_breaks_the_graph_and_is_right(torch: Any) -> None:
     assert output_of(code, timeout=300).startswith("True")
 
 
+@pytest.mark.slow
 def test_compile_fullgraph_raises(torch: Any) -> None:
     result = run_python(COMPILE + "run(ours, True, fullgraph=True)", timeout=300)
     assert "Unsupported" in result.stderr

@@ -111,7 +111,7 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
         output, _ = rnn_layer(x, h_0, ctx.options, *weights)
     run = cast(Implementation, dispatch.backend()).rnn_backward
     D, each = len(ctx.options), len(weights) // len(ctx.options)
-    x_, h_0_, arrays = _arrays(x, h_0, *weights)
+    x_, h_0_, matrices = _arrays(x, h_0, *[w for w in weights if w.dim() == 2])
     output_, d_h_n_, upstream = _arrays(output, d_h_n, *(() if d_output is None else (d_output,)))
     d_output_ = upstream[0] if upstream else None
     H = output_.shape[-1] // D
@@ -122,9 +122,9 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
     try:
         for way, options in enumerate(ctx.options):
             first = way * each
-            w_ih, w_hh = arrays[first : first + 2]
-            need_ih, need_hh, *need_b = need_weights[first : first + each]
-            wanted = {"x": need_x, "h_0": need_h_0, "w_ih": need_ih, "w_hh": need_hh, "b": any(need_b)}
+            w_ih, w_hh = matrices[2 * way : 2 * way + 2]
+            needed = need_weights[first : first + each]
+            wanted = {"x": need_x, "h_0": need_h_0, "w_ih": needed[0], "w_hh": needed[1], "b": any(needed[2:])}
             half = np.s_[..., way * H : (way + 1) * H]
             d = run(
                 None if d_output_ is None else d_output_[half],
@@ -142,14 +142,11 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
                 d_h_0.append(d.d_h_0)
             d_weights += [d.d_w_ih, d.d_w_hh]
             if each == 4:  # two arrays: whoever gets one may write to it
-                need_ih, need_hh = need_b
-                d_weights.append(d.d_b if need_ih else None)
-                d_weights.append(
-                    d.d_b.copy() if d.d_b is not None and need_ih and need_hh else d.d_b if need_hh else None
-                )
+                d_b_hh = d.d_b.copy() if d.d_b is not None and all(needed[2:]) else d.d_b
+                d_weights += [d.d_b if needed[2] else None, d_b_hh if needed[3] else None]
     finally:
         override.reset(token)
-    d_states = None if not d_h_0 else d_h_0[0][None] if D == 1 else np.stack(d_h_0)
+    d_states = None if not d_h_0 else d_h_0[0].reshape(1, *d_h_0[0].shape) if D == 1 else np.stack(d_h_0)
     return (_tensor(d_x), _tensor(d_states), None, *map(_tensor, d_weights))
 
 
