@@ -4,13 +4,11 @@ anything was written, and the next call works; reference counts of arguments are
 
 import gc
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.cases import Case
-from helpers.compare import assert_all_same_bits
 from helpers.processes import output_of
 
 import fastrnn
@@ -55,9 +53,9 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("what", "calls"), [("good", 5_000), ("layer", 700), ("bad", 5_000), ("huge", 1_000)])
+@pytest.mark.parametrize(("what", "calls"), [("good", 10_000), ("layer", 1_500), ("bad", 10_000), ("huge", 1_000)])
 def test_calls_leave_nothing_behind(backend: str, what: str, calls: int) -> None:
-    """Resident memory grows by less than 1 MB over 5,000 calls, good or bad."""
+    """Resident memory grows by less than 1 MB over 10,000 calls, good or bad."""
     head = f"BACKEND = {backend!r}\n"
     calls = calls if backend == "cpp" else calls // 5
     grown = int(output_of(head + LEAK.replace("CALLS", f"{what}, {calls}"), timeout=120))
@@ -155,52 +153,3 @@ def test_a_used_backward_lets_its_arrays_go(backend: str) -> None:
     assert watched[1]() is None
     with pytest.raises(RuntimeError):
         backward(upstream)
-
-
-def _guarded(size: int) -> Any:
-    """`size` bytes that end right before a page that must not be touched."""
-    import ctypes
-    import mmap
-
-    page = mmap.PAGESIZE
-    room = (size + page - 1) // page * page
-    memory = mmap.mmap(-1, room + 2 * page)
-    whole = np.frombuffer(memory, np.uint8)
-    protect: Callable[..., int] = ctypes.CDLL(None, use_errno=True).mprotect
-    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]  # type: ignore[attr-defined]
-    for start in (whole.ctypes.data, whole.ctypes.data + page + room):
-        assert protect(start, page, 0) == 0
-    return whole[page : page + room]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect")
-@pytest.mark.parametrize("end", ["low", "high"])
-def test_nothing_is_read_or_written_beside_an_array(kernel: Any, dtype: str, end: str) -> None:
-    """Every array against a page that faults, at both of its ends; odd sizes, so that no vector fits."""
-    keep = []
-
-    def guard(a: Any) -> Any:
-        if a is None:
-            return None
-        room = _guarded(a.nbytes)
-        keep.append(room)
-        raw = room[room.size - a.nbytes :] if end == "high" else room[: a.nbytes]
-        view = raw.view(a.dtype).reshape(a.shape)
-        view[...] = a
-        return view
-
-    for case in (
-        Case(T=3, B=3, I=7, H=9, dtype=dtype, lengths="ragged", reset=True, keep_mask=True, recurrent_mask=True),
-        Case(T=2, B=7, I=33, H=31, dtype=dtype, reverse=True),
-        Case(T=3, B=1, I=1, H=1, dtype=dtype),
-    ):
-        p = case.build()
-        want = kernel.forward(p)
-        q = p.but(**{name: guard(a) for name, a in vars(p).items() if isinstance(a, np.ndarray)})
-        if kernel.is_native:
-            got = kernel.forward(q, output=guard(np.full_like(want[0], np.nan)))
-        else:
-            got = kernel.forward(q)
-        assert_all_same_bits(got, want, "forward")
-        tape = guard(want[0])
-        assert_all_same_bits(kernel.backward(q, tape), kernel.backward(p, want[0]), "backward")

@@ -317,7 +317,8 @@ auto for_dtype(const py::object& array, const char* name, Body body) {
   throw py::type_error(string(name) + ": expected a float32 or float64 array");
 }
 
-PyPackedWeights pack(const py::object& w_ih, const py::object& w_hh, const std::optional<string>& isa) {
+// The Python object is made first, empty: where memory for it is refused, no packed weights are lost with it.
+py::object pack(const py::object& w_ih, const py::object& w_hh, const std::optional<string>& isa) {
   return for_dtype(w_hh, "w_hh", [&](auto zero) {
     using T = decltype(zero);
     Shape n;
@@ -325,8 +326,10 @@ PyPackedWeights pack(const py::object& w_ih, const py::object& w_hh, const std::
     const auto ih = array_of<T>(w_ih, "w_ih", {n.H, -1}, false);
     expect(ih.has_value(), "w_ih", "an array");
     n.I = static_cast<index>(ih->shape(1));
-    return PyPackedWeights{pack_weights<T>(isa_named(isa), n, matrix<const T>(w_ih, "w_ih", n.H, n.I),
-                                           matrix<const T>(w_hh, "w_hh", n.H, n.H))};
+    py::object result = py::cast(PyPackedWeights{});
+    result.cast<PyPackedWeights&>().weights = pack_weights<T>(isa_named(isa), n, matrix<const T>(w_ih, "w_ih", n.H, n.I),
+                                                              matrix<const T>(w_hh, "w_hh", n.H, n.H));
+    return result;
   });
 }
 

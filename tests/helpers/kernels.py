@@ -6,6 +6,7 @@ Outputs are handed over full of NaN, so an element that a kernel forgets is seen
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -51,6 +52,9 @@ def _nans(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.full(shape, np.nan, dtype)
 
 
+NewArray = Callable[[tuple[int, ...], Any], Array]
+
+
 @dataclass(frozen=True)
 class Gradients:
     d_x: Array | None
@@ -91,16 +95,23 @@ class Kernel:
         return 2.0 if self.is_native else 4.0
 
     def forward(
-        self, p: Problem, *, threads: int | None = None, tuning: dict[str, int] | None = None, **native_only: Any
+        self,
+        p: Problem,
+        *,
+        threads: int | None = None,
+        tuning: dict[str, int] | None = None,
+        new: NewArray = _nans,
+        **native_only: Any,
     ) -> Any:
-        """output, h_n. native_only: output, h_n (arrays to fill) and packed (weights), for cpp."""
+        """output, h_n. native_only: output (an array to fill) and packed (weights), for cpp, where `new` makes the
+        arrays to fill."""
         if not self.is_native:
             module, options = _python_backend(self.backend, p)
             return module.rnn_forward(p.x, p.h_0, p.w_ih, p.w_hh, p.b_ih, p.b_hh, options)
         output = native_only.pop("output", None)
         if output is None:
-            output = _nans(p.output_shape, p.w_hh.dtype)
-        h_n = _nans((p.B, p.H), p.w_hh.dtype)
+            output = new(p.output_shape, p.w_hh.dtype)
+        h_n = new((p.B, p.H), p.w_hh.dtype)
         native().rnn_forward(
             p.x, p.h_0, p.w_ih, p.w_hh, p.b_ih, p.b_hh, output, h_n,
             isa=self.isa, threads=_threads(threads), tuning=tuning, **native_only, **_native_options(p),
@@ -115,6 +126,7 @@ class Kernel:
         needs: tuple[str, ...] = NEEDS,
         threads: int | None = None,
         tuning: dict[str, int] | None = None,
+        new: NewArray = _nans,
     ) -> Gradients:
         if not self.is_native:
             module, options = _python_backend(self.backend, p)
@@ -122,7 +134,7 @@ class Kernel:
             return Gradients(*(getattr(g, name) for name in GRADIENTS))
         shapes = (p.x.shape, (p.B, p.H), p.w_ih.shape, p.w_hh.shape, (p.H,))
         pairs = zip(NEEDS, shapes, strict=True)
-        wanted = [_nans(shape, p.w_hh.dtype) if need in needs else None for need, shape in pairs]
+        wanted = [new(shape, p.w_hh.dtype) if need in needs else None for need, shape in pairs]
         native().rnn_backward(
             p.d_output, p.d_h_n, output, p.x, p.h_0, p.w_ih, p.w_hh, *wanted,
             isa=self.isa, threads=_threads(threads), tuning=tuning, **_native_options(p),
