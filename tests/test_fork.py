@@ -127,7 +127,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore", DeprecationWarning)
     want = [worker.job(i)[0] for i in range(100)]
     loader = torch.utils.data.DataLoader(Data(), batch_size=1, num_workers=2, multiprocessing_context=METHOD)
-    print(sum(g == w and fast for ((g,), (fast,)), w in zip(loader, want)))
+    print(sum(g == w and bool(fast) for ((g,), (fast,)), w in zip(loader, want)))
 """
 
 
