@@ -51,15 +51,26 @@ def _switch_often() -> Any:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_many_python_threads_give_serial_bits(kernel: Kernel, threads: int) -> None:
     """16 Python threads x 50 mixed calls (forward and backward), each with its own kernel threads."""
+    assert_serial_bits(kernel, threads, THREADS, CALLS)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("threads", [1, 3])
+def test_64_python_threads_give_serial_bits(kernel: Kernel, threads: int) -> None:
+    """64 Python threads x 500 mixed calls."""
+    assert_serial_bits(kernel, threads, 64, 500)
+
+
+def assert_serial_bits(kernel: Kernel, threads: int, python_threads: int, calls: int) -> None:
     problems = [case.build() for case in MIX]
     wants = [run_both(kernel, p, threads=1) for p in problems]
 
     def work(i: int) -> None:
-        for call in range(CALLS if kernel.is_native else CALLS // 10):
+        for call in range(calls if kernel.is_native else calls // 10):
             k = (i * 7 + call) % len(MIX)
             same_results(run_both(kernel, problems[k], threads=threads), wants[k], f"thread {i}, call {call}")
 
-    in_threads(work)
+    in_threads(work, python_threads)
 
 
 @pytest.mark.usefixtures("default_threads")

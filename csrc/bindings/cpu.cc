@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <initializer_list>
 #include <map>
@@ -18,6 +19,10 @@
 #include <utility>
 #include <variant>
 #include <vector>
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
 
 #include "cpu/dispatch.h"
 #include "cpu/passes.h"
@@ -60,6 +65,7 @@ std::optional<py::array> array_of(const py::object& o, const char* name, std::in
     ++axis;
   }
   expect(!writes || a.writeable(), name, "a writable array");
+  expect(reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) == 0, name, "aligned data");
   return a;
 }
 
@@ -136,18 +142,31 @@ private:
 };
 unsigned long PythonSignals::main_thread = 0;
 
-// Not py::gil_scoped_release: taking the GIL back ends a daemon thread while Python exits, by unwinding, which must not
-// start in a destructor.
+// While Python exits, taking the GIL back ends a daemon thread, before 3.14 by unwinding: destructors would give up
+// references without the GIL. The thread waits for the process to end instead, as 3.14 has it.
+void take_gil(PyThreadState* state) {
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(state);
+  } catch (const abi::__forced_unwind&) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+#else
+  PyEval_RestoreThread(state);
+#endif
+}
+
+// Not py::gil_scoped_release: the unwinding must not start in a destructor.
 template <class Run>
 void without_gil(Run run) {
   PyThreadState* const state = PyEval_SaveThread();
   try {
     run();
   } catch (const std::exception&) {
-    PyEval_RestoreThread(state);
+    take_gil(state);
     throw;
   }
-  PyEval_RestoreThread(state);
+  take_gil(state);
 }
 
 template <class Run>
@@ -165,6 +184,14 @@ struct PyPackedWeights {
   std::variant<PackedWeights<float>, PackedWeights<double>> weights;
 };
 
+const PyPackedWeights* packed_weights(const py::object& o) {
+  if (o.is_none()) return nullptr;
+  if (!py::isinstance<PyPackedWeights>(o)) throw py::type_error("packed: expected PackedWeights or None");
+  auto* const made = reinterpret_cast<py::detail::instance*>(o.ptr());  // by __new__ alone it holds nothing
+  expect(made->get_value_and_holder().holder_constructed(), "packed", "what pack_weights returns");
+  return o.cast<const PyPackedWeights*>();
+}
+
 const InstructionSet& isa_named(const std::optional<string>& isa) {
   return choose_instruction_set(isa ? isa->c_str() : nullptr);
 }
@@ -180,7 +207,13 @@ struct CallOptions {
 Tuning tuning_of(const py::object& o) {
   Tuning t;
   if (o.is_none()) return t;
-  for (const auto& [key, value] : o.cast<std::map<string, index>>()) {
+  std::map<string, index> values;
+  try {
+    values = o.cast<std::map<string, index>>();
+  } catch (const py::cast_error&) {
+    throw py::type_error("tuning: expected a dict of str to int");
+  }
+  for (const auto& [key, value] : values) {
     if (key == "hoist") {
       t.hoist = static_cast<int>(value);
     } else if (key == "tile_rows") {
@@ -215,11 +248,16 @@ std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, co
   }
   n.T = extent(o.batch_sizes, "batch_sizes", 0);
   const auto* sizes = table<std::int64_t>(o.batch_sizes, "batch_sizes", {n.T});
+  for (index t = 0; t < n.T; ++t) {
+    expect(sizes[t] > 0 && sizes[t] <= sizes[0], "batch_sizes", "positive, falling counts");
+  }
   n.B = n.T > 0 ? static_cast<index>(sizes[0]) : 0;
   n.I = extent(x, "x", 1);
   const index rows = extent(x, "x", 0);
   index sum = 0;
-  for (index t = 0; t < n.T; ++t) sum += static_cast<index>(sizes[t]);
+  for (index t = 0; t < n.T && sum <= rows; ++t) {
+    sum = sizes[t] > rows - sum ? rows + 1 : sum + static_cast<index>(sizes[t]);
+  }
   expect(sum == rows, "batch_sizes", "a sum of " + std::to_string(rows) + ", the rows of x");
   return {n, rows};
 }
@@ -322,13 +360,13 @@ py::object pack(const py::object& w_ih, const py::object& w_hh, const std::optio
   return for_dtype(w_hh, "w_hh", [&](auto zero) {
     using T = decltype(zero);
     Shape n;
-    n.H = static_cast<index>(py::reinterpret_borrow<py::array>(w_hh).shape(0));
+    n.H = static_cast<index>(array_of<T>(w_hh, "w_hh", {-1, -1}, false)->shape(0));
     const auto ih = array_of<T>(w_ih, "w_ih", {n.H, -1}, false);
     expect(ih.has_value(), "w_ih", "an array");
     n.I = static_cast<index>(ih->shape(1));
     py::object result = py::cast(PyPackedWeights{});
-    result.cast<PyPackedWeights&>().weights = pack_weights<T>(isa_named(isa), n, matrix<const T>(w_ih, "w_ih", n.H, n.I),
-                                                              matrix<const T>(w_hh, "w_hh", n.H, n.H));
+    result.cast<PyPackedWeights&>().weights = pack_weights<T>(
+        isa_named(isa), n, matrix<const T>(w_ih, "w_ih", n.H, n.I), matrix<const T>(w_hh, "w_hh", n.H, n.H));
     return result;
   });
 }
@@ -381,7 +419,8 @@ double measure_fma_peak(const InstructionSet& set, int threads, double seconds) 
 
 double fma_peak(const string& dtype, int threads, double seconds, const std::optional<string>& isa) {
   expect(dtype == "float32" || dtype == "float64", "dtype", "float32 or float64");
-  expect(threads > 0, "threads", "at least 1");
+  expect(threads > 0 && threads <= 4096, "threads", "1 to 4096");
+  expect(seconds >= 0 && seconds <= 60, "seconds", "0 to 60");
   const InstructionSet& set = isa_named(isa);
   double peak = 0;
   without_gil([&] {
@@ -412,8 +451,7 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
       [](const py::object& x, const py::object& h_0, const py::object& w_ih, const py::object& w_hh,
          const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n, bool relu,
          bool reverse, py::object lengths, py::object batch_sizes, py::object reset, py::object recurrent_mask,
-         py::object keep_mask, std::optional<string> isa, int threads, const PyPackedWeights* packed,
-         py::object tuning) {
+         py::object keep_mask, std::optional<string> isa, int threads, const py::object& packed, py::object tuning) {
         const CallOptions o{relu,
                             reverse,
                             std::move(lengths),
@@ -424,8 +462,9 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
                             std::move(isa),
                             threads,
                             std::move(tuning)};
+        const PyPackedWeights* const weights = packed_weights(packed);
         for_dtype(x, "x",
-                  [&](auto zero) { forward<decltype(zero)>(x, h_0, w_ih, w_hh, b_ih, b_hh, output, h_n, o, packed); });
+                  [&](auto zero) { forward<decltype(zero)>(x, h_0, w_ih, w_hh, b_ih, b_hh, output, h_n, o, weights); });
       },
       py::arg("x"), py::arg("h_0"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),
       py::arg("output"), py::arg("h_n"), py::kw_only(), py::arg("relu") = false, py::arg("reverse") = false,
