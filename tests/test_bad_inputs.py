@@ -441,6 +441,35 @@ def test_the_native_module_checks_sizes_itself() -> None:
     assert output_of(NATIVE) == "", "accepted"
 
 
+# ---- The rare branches of the validation
+
+
+def test_an_empty_out_is_taken_as_it_is(backend: str) -> None:
+    w_ih, w_hh = np.ones((5, 4), np.float32), np.ones((5, 5), np.float32)
+    out = np.empty((0, 2, 5), np.float32)
+    output, h_n = fastrnn.rnn_forward(np.empty((0, 2, 4), np.float32), None, w_ih, w_hh, backend=backend, out=out)
+    assert output is out
+    assert not h_n.any()
+
+
+def test_an_overlap_that_is_too_hard_to_exclude_is_refused(monkeypatch: Any) -> None:
+    """numpy.shares_memory gives up after a bounded amount of work: in doubt, out is refused."""
+    memory = np.zeros(400, np.float32)
+    x, out = memory[:24].reshape(3, 2, 4), memory[10:40].reshape(3, 2, 5)
+
+    def too_hard(*_: Any, **__: Any) -> bool:
+        raise RuntimeError  # TooHardError is one
+
+    monkeypatch.setattr(np, "shares_memory", too_hard)
+    w_ih, w_hh = np.ones((5, 4), np.float32), np.ones((5, 5), np.float32)
+    with pytest.raises(ValueError, match="out: expected memory of its own, got memory that overlaps x"):
+        fastrnn.rnn_forward(x, None, w_ih, w_hh, out=out)
+
+
+def test_a_dtype_of_none_is_refused() -> None:
+    refuse(fastrnn.RNN, TypeError, "dtype", input_size=4, hidden_size=5, dtype=None)
+
+
 # ---- Layers
 
 LAYER: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
