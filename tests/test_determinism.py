@@ -4,11 +4,10 @@ whatever B, T, the number of threads, alignment, strides, tile and path; d_w_ih,
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from helpers.cases import LAYOUTS, Case, Problem, misaligned, pack, random_cases, sizes_of, with_layout
+from helpers.cases import LAYOUTS, Case, misaligned, pack, random_cases, rows_of, sizes_of, steps_of, with_layout
 from helpers.checks import run_both, same_results
 from helpers.compare import assert_same_bits
 from helpers.kernels import Kernel
@@ -36,28 +35,6 @@ LARGE = [
 LARGE_IDS = [case.id for case in LARGE]
 
 native = pytest.mark.native
-
-
-def rows(p: Problem, chosen: Any) -> Problem:
-    """The problem of some batch rows alone (padded)."""
-
-    def of(array: Any, axis: int) -> Any:
-        return None if array is None else np.ascontiguousarray(np.take(array, chosen, axis=axis))
-
-    return p.but(
-        x=of(p.x, 1), h_0=of(p.h_0, 0), lengths=of(p.lengths, 0), reset=of(p.reset, 1), keep_mask=of(p.keep_mask, 1),
-        recurrent_mask=of(p.recurrent_mask, 0), d_output=of(p.d_output, 1), d_h_n=of(p.d_h_n, 0),
-    )  # fmt: skip
-
-
-def steps(p: Problem, times: slice, h_0: Any, d_h_n: Any) -> Problem:
-    """The problem of some time steps alone (no lengths)."""
-
-    def of(array: Any) -> Any:
-        return None if array is None else array[times]
-
-    changed = {name: of(getattr(p, name)) for name in ("x", "reset", "keep_mask", "d_output")}
-    return p.but(h_0=h_0, d_h_n=d_h_n, **changed)
 
 
 @pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
@@ -173,7 +150,7 @@ def test_the_batch_does_not_change_a_row(kernel: Kernel, dtype: str, case: Case)
     subsets += [rng.permutation(B)[: int(rng.integers(1, B + 1))] for _ in range(6)]
     subsets += [np.concatenate([np.arange(B), rng.integers(0, B, 5)]), rng.permutation(B)]
     for chosen in subsets:
-        got = run_both(kernel, rows(p, chosen))
+        got = run_both(kernel, rows_of(p, chosen))
         for name, axis in {"output": 1, "h_n": 0, "d_x": 1, "d_h_0": 0}.items():
             i = NAMES.index(name)
             assert_same_bits(got[i], np.take(want[i], chosen, axis=axis), f"{name} of rows {chosen.tolist()}")
@@ -190,9 +167,9 @@ def test_the_time_range_does_not_change_a_step(kernel: Kernel, dtype: str, case:
         early, late = slice(0, cut), slice(cut, case.T)
         if reverse:
             early, late = late, early
-        first = steps(p, early, p.h_0, None)
+        first = steps_of(p, early, p.h_0, None)
         first_output, first_h_n = kernel.forward(first)
-        second = steps(p, late, first_h_n, p.d_h_n)
+        second = steps_of(p, late, first_h_n, p.d_h_n)
         second_output, second_h_n = kernel.forward(second)
         same_results((first_output, second_output, second_h_n), (output[early], output[late], h_n), f"cut at {cut}")
         later = kernel.backward(second, second_output)
@@ -220,7 +197,7 @@ def test_rows_in_any_order_of_length(kernel: Kernel, dtype: str) -> None:
     p = case.build()
     assert p.lengths is not None
     order = np.argsort(-p.lengths, kind="stable")
-    got, want = run_both(kernel, rows(p, order)), run_both(kernel, p)
+    got, want = run_both(kernel, rows_of(p, order)), run_both(kernel, p)
     for name, axis in {"output": 1, "h_n": 0, "d_x": 1, "d_h_0": 0}.items():
         i = NAMES.index(name)
         assert_same_bits(got[i], np.take(want[i], order, axis=axis), name)

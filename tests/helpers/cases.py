@@ -95,6 +95,28 @@ def sizes_of(lengths: Array) -> Array:
     return np.array([(lengths > t).sum() for t in range(int(lengths.max()))], np.int64)
 
 
+def rows_of(p: Problem, chosen: Any) -> Problem:
+    """The problem of some batch rows alone (padded)."""
+
+    def of(array: Array | None, axis: int) -> Array | None:
+        return None if array is None else np.ascontiguousarray(np.take(array, chosen, axis=axis))
+
+    return p.but(
+        x=of(p.x, 1), h_0=of(p.h_0, 0), lengths=of(p.lengths, 0), reset=of(p.reset, 1), keep_mask=of(p.keep_mask, 1),
+        recurrent_mask=of(p.recurrent_mask, 0), d_output=of(p.d_output, 1), d_h_n=of(p.d_h_n, 0),
+    )  # fmt: skip
+
+
+def steps_of(p: Problem, times: slice, h_0: Array | None, d_h_n: Array | None) -> Problem:
+    """The problem of some time steps alone (padded); lengths stay as they are."""
+
+    def of(array: Array | None) -> Array | None:
+        return None if array is None else array[times]
+
+    changed = {name: of(getattr(p, name)) for name in ("x", "reset", "keep_mask", "d_output")}
+    return p.but(h_0=h_0, d_h_n=d_h_n, **changed)
+
+
 def with_layout(array: Array, layout: str) -> Array:
     """Equal values in other memory. The array is (T, B, K); the zero_* layouts need values constant along the axis."""
     a = np.ascontiguousarray(array)

@@ -144,9 +144,10 @@ def _threads(given: int | None) -> int:
 
 
 def _python_backend(name: str, p: Problem) -> tuple[Any, Any]:
-    module = importlib.import_module("fastrnn._backends." + {"numpy": "reference"}.get(name, name))
-    options = importlib.import_module("fastrnn._backends.options").RnnOptions(**p.options())
-    return module, options
+    from fastrnn._backends import get
+    from fastrnn._backends.options import RnnOptions
+
+    return get(name), RnnOptions(**p.options())
 
 
 def _native_options(p: Problem) -> dict[str, Any]:
