@@ -32,6 +32,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "nightly", hypothesis.settings.get_profile("ci"), max_examples=20_000, derandomize=False
 )
+hypothesis.settings.register_profile(  # tests/mutations.py: that an example fails is enough
+    "mutations", hypothesis.settings.get_profile("ci"), phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -67,6 +70,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if not isinstance(module, ImportError):
         isas = ", ".join(f"{name} {'yes' if ok else 'no'}" for name, _, ok in module.isas())
         lines.append(f"  instruction sets: {isas}; threads: {fastrnn.get_num_threads()}")
+        if fault := getattr(module, "active_fault", None):
+            lines.append(f"  SEEDED FAULT: {fault}, {module.faults[fault]}")
     return lines
 
 

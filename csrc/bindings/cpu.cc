@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <exception>
 #include <initializer_list>
 #include <map>
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/faults.h"
 #include "cpu/passes.h"
 
 namespace py = pybind11;
@@ -458,6 +460,16 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
       py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(), py::arg("threads") = 1,
       py::arg("tuning") = py::none());
 
+#if FASTRNN_FAULTS
+  choose_fault(std::getenv("FASTRNN_FAULT"));
+  py::dict faults;
+  m.attr("active_fault") = py::none();
+  for (const FaultEntry& entry : known_faults()) {
+    faults[entry.name] = entry.what;
+    if (entry.fault == active_fault) m.attr("active_fault") = entry.name;
+  }
+  m.attr("faults") = faults;
+#endif
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());
   m.def("isas", &isas);
   m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });

@@ -12,7 +12,9 @@ FN void finish_row(const BackwardStep<T>& a, index row, index column, index colu
   const T* h = a.h ? a.h[row] + column * a.h_unit : nullptr;
   T* d_state = a.d_state ? a.d_state[row] + column : nullptr;
   T* d_sum = a.d_sum[row] + column;
-  if (cut) {
+  if (cut && fault(Fault::reset_multiplies_in_backward)) {
+    for (index c = 0; c < columns; ++c) sum[c] *= T(0);
+  } else if (cut) {
     for_each_vector<T>(columns, [&](index c, index) { S::store(sum + c, S::set(T(0))); });
   } else if (mask) {
     for_each_vector<T>(columns,
@@ -90,7 +92,8 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
 #pragma GCC unroll 8
       for (unsigned w = 0; w < W; ++w) {
         T* at = sum + (r * W + w) * L;
-        S::store(at, S::add(first ? S::load(at) : S::set(T(0)), acc[r][w]));
+        const V chain = fault(Fault::d_w_chain_skipped) && first == gradient_chain ? S::set(T(0)) : acc[r][w];
+        S::store(at, S::add(first ? S::load(at) : S::set(T(0)), chain));
       }
     }
   }

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "faults.h"
 #include "float_environment.h"
 #include "pack_parallel.h"
 #include "passes.h"
@@ -69,7 +70,7 @@ public:
       const bool given = j < n.H;
       const T ih = given && p_.b_ih.data ? p_.b_ih.data[j * p_.b_ih.unit] : T(0);
       const T hh = given && p_.b_hh.data ? p_.b_hh.data[j * p_.b_hh.unit] : T(0);
-      bias_[j] = ih + hh;
+      bias_[j] = fault(Fault::bias_dropped) && j == n.H - 1 ? ih : ih + hh;
     }
     zero_ = memory_[zero];
     std::memset(zero_, 0, sizeof(T) * static_cast<std::size_t>(n.H));
@@ -86,8 +87,10 @@ public:
   }
 
   void run() {
-    parallel_for(blocks_.count, threads_, control_,
-                 [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+    parallel_for(blocks_.count, threads_, control_, [this](index block, int worker) {
+      if (fault(Fault::thread_block_missed) && threads_ > 1 && block == blocks_.count - 1) return;
+      run_block(blocks_.first(block), blocks_.last(block), worker);
+    });
   }
 
 private:
@@ -99,6 +102,7 @@ private:
     if (!x_rows_) return from;
     T* to = x_rows_ + (worker * most_block_rows + i) * p_.shape.I;
     for (index k = 0; k < p_.shape.I; ++k) to[k] = from[k * p_.x.unit];
+    if (fault(Fault::x_strided_last_element) && p_.shape.I > 0) to[p_.shape.I - 1] = from[0];
     return to;
   }
 
@@ -117,6 +121,7 @@ private:
       for (index step = s; step < end; ++step) {
         for (index r = first; r < last; r += rows_at_once) {
           if (r > first && control_.stopped(worker == 0)) return;
+          if (r > first && fault(Fault::row_slice_missed)) break;
           run_step(step, r, r + rows_at_once < last ? r + rows_at_once : last, hoist, worker);
         }
       }
@@ -124,8 +129,10 @@ private:
     for (index r = first; r < last; ++r) {
       const index length = order_.length(r);
       const T* h_n = length > 0 ? order_.at(p_.output, order_.time(length - 1, r), r) : initial(r);
+      if (fault(Fault::h_n_at_the_last_step) && !order_.packed() && length > 0) h_n = order_.at(p_.output, n.T - 1, r);
+      if (fault(Fault::h_n_of_an_empty_row) && length == 0) h_n = zero_;
       std::memcpy(p_.h_n.data + order_.slot(r) * p_.h_n.row, h_n, sizeof(T) * static_cast<std::size_t>(n.H));
-      if (order_.packed()) continue;
+      if (order_.packed() || fault(Fault::output_not_cleared)) continue;
       for (index t = length; t < n.T; ++t) {
         std::memset(order_.at(p_.output, t, r), 0, sizeof(T) * static_cast<std::size_t>(n.H));
       }
@@ -171,9 +178,10 @@ private:
       const index r = first + i;
       const index t = order_.time(s, r);
       out[i] = order_.at(p_.output, t, r);
-      if (!hoisted) x[i] = x_row(t, r, i, worker);
+      if (!hoisted) x[i] = x_row(fault(Fault::x_of_the_step_before) && s == 3 ? order_.time(2, r) : t, r, i, worker);
       const T* previous = s > 0 ? order_.at(p_.output, order_.time(s - 1, r), r) : initial(r);
-      if (o.reset && o.reset[order_.position(t, r)]) previous = zero_;
+      const bool forgotten = fault(Fault::reset_ignored) && r == p_.shape.B - 1;
+      if (o.reset && o.reset[order_.position(t, r)] && !forgotten) previous = zero_;
       kept[i] = state[i] = previous;
       if (o.keep_mask) keep[i] = o.keep_mask + order_.position(t, r) * H;
       if (masked_) {
@@ -181,6 +189,7 @@ private:
         const T* mask = o.recurrent_mask + order_.slot(r) * H;
         for (index j = 0; j < H; ++j) to[j] = previous[j] * mask[j];
         state[i] = to;
+        if (fault(Fault::zoneout_of_the_masked_state)) kept[i] = to;
       }
     }
     ForwardStep<T> step;
@@ -234,6 +243,7 @@ PackedWeights<T> pack_weights(const InstructionSet& set, const Shape& shape, con
   T* to_hh = (*result.memory)[parts.w_hh];
   CallControl control(nullptr, nullptr);
   pack(to_ih, to_hh, k, shape, w_ih, w_hh, 1, control);
+  if (fault(Fault::packed_weights_stale)) to_hh[0] = T(0);
   result.w_ih = to_ih;
   result.w_hh = to_hh;
   return result;

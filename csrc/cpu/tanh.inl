@@ -63,7 +63,9 @@ FN typename Vec<T>::V tanh_of(typename Vec<T>::V x) {
   const V one = S::set(T(1));
   const V far = S::sub(one, S::div(S::set(T(2)), S::add(exp, one)));
   // NaN takes near; the sign last, since near turns -0 into 0
-  return S::with_sign_of(S::where_greater(magnitude, S::set(T(0.625)), far, near), x);
+  const T border = fault(Fault::tanh_formula_stretched) ? T(0.9) : T(0.625);
+  const V sign = fault(Fault::tanh_sign_lost) ? magnitude : x;
+  return S::with_sign_of(S::where_greater(magnitude, S::set(border), far, near), sign);
 }
 
 template <class T>

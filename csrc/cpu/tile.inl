@@ -34,7 +34,9 @@ static void add_blocks(T* s, const T* const* a, index terms, const T* b, index p
   constexpr index L = S::lanes;
   constexpr index in_panel = W < G::panel_vectors ? W : G::panel_vectors;
   constexpr index step = in_panel * L;
-  const index block = sum_block(terms);
+  const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && R == 1) ||
+                           (fault(Fault::sum_order_by_alignment) && reinterpret_cast<std::uintptr_t>(a[0]) % 16 != 0);
+  const index block = other_order ? terms : sum_block(terms);
   const T* row[R];
 #pragma GCC unroll 8
   for (unsigned r = 0; r < R; ++r) row[r] = a[r];
@@ -64,7 +66,8 @@ static void add_blocks(T* s, const T* const* a, index terms, const T* b, index p
 #pragma GCC unroll 8
       for (unsigned w = 0; w < W; ++w) {
         T* at = s + r * G::sum_stride + w * L;
-        S::store(at, S::add(fresh ? S::set(T(0)) : S::load(at), acc[r][w]));
+        const V chain = fault(Fault::sum_block_skipped) && k0 == block ? S::set(T(0)) : acc[r][w];
+        S::store(at, S::add(fresh ? S::set(T(0)) : S::load(at), chain));
       }
     }
     fresh = false;
@@ -176,7 +179,7 @@ FN void store_lanes(T* p, typename Vec<T>::V v, index n) {
   if (n == Vec<T>::lanes) {
     Vec<T>::store(p, v);
   } else {
-    Vec<T>::store_part(p, v, n);
+    Vec<T>::store_part(p, v, fault(Fault::tail_lane_lost) ? n - 1 : n);
   }
 }
 
