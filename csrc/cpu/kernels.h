@@ -13,6 +13,7 @@ template <class T>
 struct ForwardStep {
   index rows = 0, I = 0, H = 0;
   const T* const* x = nullptr;                 // nullptr: out already holds b + w_ih x
+  const T* const* x_next = nullptr;            // what the next step will read, or nullptr
   const T* const* state = nullptr;             // what w_hh multiplies: reset and masked
   const T* const* kept = nullptr;              // previous state for units that keep it; used with keep
   const unsigned char* const* keep = nullptr;  // nullptr: no zoneout

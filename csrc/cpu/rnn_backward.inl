@@ -41,20 +41,38 @@ FN void finish_row(const BackwardStep<T>& a, index row, index column, index colu
   }
 }
 
+// The same for steps that only add d_output and multiply by tanh', all contiguous
+template <class T>
+FN void finish_plain_row(const T* sum, const T* d_output, const T* h, T* d_sum, index columns) {
+  using S = Vec<T>;
+  for_each_vector<T>(columns, [&](index c, index n) {
+    const auto hv = load_lanes(h + c, n);
+    const bool lost = fault(Fault::plain_step_tail_lost) && n < S::lanes;
+    const auto d = S::add(S::load(sum + c), lost ? S::set(T(0)) : load_lanes(d_output + c, n));
+    store_lanes(d_sum + c, S::mul(d, S::fnma(hv, hv, S::set(T(1)))), n);
+  });
+}
+
 template <class T>
 static void backward_step(const BackwardStep<T>& a) {
-  using G = Tile<T>;
-  alignas(64) T s[G::sum_size];
-  for_each_tile<T>(a.rows, a.H, a.tile_rows, [&](index first, index rows, index column, index columns, TileSum<T> add) {
-    prefetch_rows<T>(a.d_output, first, rows, column, columns, a.d_output_unit);
-    prefetch_rows<T>(a.h, first, rows, column, columns, a.h_unit);
-    if (a.d_sum_next) {
-      add.sum(s, a.d_sum_next + first, a.H, a.w_hh_t, true);
-    } else {
-      for (T& element : s) element = T(0);
+  const bool plain = a.d_output && a.d_output_unit == 1 && a.h && a.h_unit == 1 && !a.relu && !a.last && !a.mask &&
+                     !a.cut && !a.d_state;
+  const auto begin = [&](T* s, const TileAt& at) {
+    clear_sums(s, at.rows * at.width);
+    prefetch_rows<T>(a.d_output, at.row, at.rows, at.column, at.columns, a.d_output_unit);
+    prefetch_rows<T>(a.h, at.row, at.rows, at.column, at.columns, a.h_unit);
+  };
+  const auto finish = [&](T* s, const TileAt& at) {
+    for (index r = at.row; r < at.row + at.rows; ++r, s += at.width) {
+      if (plain) {
+        finish_plain_row(s, a.d_output[r] + at.column, a.h[r] + at.column, a.d_sum[r] + at.column, at.columns);
+      } else {
+        finish_row(a, r, at.column, at.columns, s);
+      }
     }
-    for (index r = 0; r < rows; ++r) finish_row(a, first + r, column, columns, s + r * G::sum_stride);
-  });
+  };
+  sum_tiles<T>(a.rows, a.H, a.tile_rows, Product<T>{nullptr, 0, nullptr},
+               Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, begin, finish);
 }
 
 // One tile of d_w: Tile::rows units x W vectors of columns over all rows of the block, both operands packed.
@@ -62,46 +80,27 @@ template <class T, unsigned W>
 static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, index d_w_row, index units,
                           index columns) {
   using S = Vec<T>;
-  using V = typename S::V;
   constexpr unsigned R = Tile<T>::rows;
-  constexpr index L = S::lanes;
-  alignas(64) T sum[R * W * static_cast<unsigned>(L)];
+  constexpr index width = W * S::lanes;
+  alignas(64) T sum[R * static_cast<unsigned>(width)];
+  clear_sums(sum, R * width);
+  if (units > static_cast<index>(R)) units = R;
+  for (index r = 0; r < units; ++r) {
+    prefetch(d_w + r * d_w_row);
+    prefetch(d_w + r * d_w_row + columns - 1);
+  }
   for (index first = 0; first < rows; first += gradient_chain) {
     const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
-    V acc[R][W];
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) acc[r][w] = S::set(T(0));
-#pragma GCC unroll 2
-    for (index k = 0; k < n; ++k) {
-      V b[W];
-#pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) b[w] = S::load(operand + w * L);
-#pragma GCC unroll 8
-      for (unsigned r = 0; r < R; ++r) {
-        const V a = S::set(d_sum[r]);
-#pragma GCC unroll 8
-        for (unsigned w = 0; w < W; ++w) acc[r][w] = S::fma(a, b[w], acc[r][w]);
-      }
-      d_sum += R;
-      operand += W * L;
-    }
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) {
-        T* at = sum + (r * W + w) * L;
-        const V chain = fault(Fault::d_w_chain_skipped) && first == gradient_chain ? S::set(T(0)) : acc[r][w];
-        S::store(at, S::add(first ? S::load(at) : S::set(T(0)), chain));
-      }
-    }
+    typename S::V acc[R][W];
+    chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, n);
+    if (!(fault(Fault::d_w_chain_skipped) && first == gradient_chain)) add_chain<T, R, W>(sum, acc);
+    d_sum += n * R;
+    operand += n * width;
   }
-  if (units > static_cast<index>(R)) units = R;
   for (index r = 0; r < units; ++r) {
     T* to = d_w + r * d_w_row;
     for_each_vector<T>(columns, [&](index c, index n) {
-      store_lanes(to + c, S::add(load_lanes(to + c, n), S::load(sum + r * W * L + c)), n);
+      store_lanes(to + c, S::add(load_lanes(to + c, n), S::load(sum + r * width + c)), n);
     });
   }
 }

@@ -168,6 +168,7 @@ private:
     const RnnOptions<T>& o = p_.options;
     const index H = p_.shape.H;
     const T* x[most_block_rows];
+    const T* x_next[most_block_rows];
     const T* state[most_block_rows];
     const T* kept[most_block_rows];
     const unsigned char* keep[most_block_rows];
@@ -178,7 +179,10 @@ private:
       const index r = first + i;
       const index t = order_.time(s, r);
       out[i] = order_.at(p_.output, t, r);
-      if (!hoisted) x[i] = x_row(fault(Fault::x_of_the_step_before) && s == 3 ? order_.time(2, r) : t, r, i, worker);
+      if (!hoisted) {
+        x[i] = x_row(fault(Fault::x_of_the_step_before) && s == 3 ? order_.time(2, r) : t, r, i, worker);
+        x_next[i] = s + 1 < order_.length(r) ? order_.at(p_.x, order_.time(s + 1, r), r) : x[i];
+      }
       const T* previous = s > 0 ? order_.at(p_.output, order_.time(s - 1, r), r) : initial(r);
       const bool forgotten = fault(Fault::reset_ignored) && r == p_.shape.B - 1;
       if (o.reset && o.reset[order_.position(t, r)] && !forgotten) previous = zero_;
@@ -197,6 +201,7 @@ private:
     step.I = p_.shape.I;
     step.H = H;
     step.x = hoisted ? nullptr : x;
+    step.x_next = hoisted || x_rows_ ? nullptr : x_next;
     step.state = state;
     step.kept = kept;
     step.keep = o.keep_mask ? keep : nullptr;

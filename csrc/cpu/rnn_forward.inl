@@ -2,57 +2,66 @@
 // product, the activation and zoneout, in registers and a buffer in the first cache level; h is written once.
 
 template <class T>
+FN void activate(T* s, index count, bool relu) {
+  using S = Vec<T>;
+  if (!relu) {
+    tanh_array<T>(s, s, count);
+  } else {
+    for (index i = 0; i < count; i += S::lanes) {
+      const auto v = S::load(s + i);
+      S::store(s + i, S::zero_where_not_positive(v, v));
+    }
+  }
+}
+
+template <class T>
 static void forward_step(const ForwardStep<T>& a) {
   using S = Vec<T>;
-  using G = Tile<T>;
-  alignas(64) T s[G::sum_size];
-  for_each_tile<T>(a.rows, a.H, a.tile_rows, [&](index first, index rows, index column, index columns, TileSum<T> add) {
-    for (index r = 0; r < rows; ++r) {
-      const T* seed = a.x ? a.bias + column : a.out[first + r] + column;
-      for_each_vector<T>(columns,
-                         [&](index c, index n) { S::store(s + r * G::sum_stride + c, load_lanes(seed + c, n)); });
+  const Product<T> x{a.x, a.x ? a.I : 0, a.w_ih};
+  const Product<T> h{a.state, a.H, a.w_hh};
+  const auto begin = [&](T* s, const TileAt& at) {
+    for (index r = 0; r < at.rows; ++r) {
+      const T* seed = (a.x ? a.bias : a.out[at.row + r]) + at.column;
+      for_each_vector<T>(at.columns,
+                         [&](index c, index n) { S::store(s + r * at.width + c, load_lanes(seed + c, n)); });
     }
-    prefetch_rows<T>(a.out, first, rows, column, columns, 1);
-    if (a.x) add.sum(s, a.x + first, a.I, a.w_ih, false);
-    add.sum(s, a.state + first, a.H, a.w_hh, false);
-    for (index r = 0; r < rows; ++r) {
-      T* out = a.out[first + r] + column;
-      T* z = s + r * G::sum_stride;
-      const bool relu = a.relu;
-      for_each_vector<T>(columns, [&](index c, index n) {
-        const auto v = S::load(z + c);
-        store_lanes(out + c, relu ? S::zero_where_not_positive(v, v) : tanh_of<T>(v), n);
-      });
+    prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
+    const index from = a.I * at.column / a.H, to = a.I * (at.column + at.columns) / a.H;  // this tile's share
+    prefetch_rows<T>(a.x_next, at.row, at.rows, from, to - from, 1);
+  };
+  const auto finish = [&](T* s, const TileAt& at) {
+    activate(s, at.rows * at.width, a.relu);
+    for (index r = 0; r < at.rows; ++r) {
+      T* out = a.out[at.row + r] + at.column;
+      for_each_vector<T>(at.columns, [&](index c, index n) { store_lanes(out + c, S::load(s + r * at.width + c), n); });
       if (a.keep) {
-        const unsigned char* keep = a.keep[first + r] + column;
-        const T* kept = a.kept[first + r] + column;
-        for (index c = 0; c < columns; ++c) out[c] = keep[c] ? kept[c] : out[c];
+        const unsigned char* keep = a.keep[at.row + r] + at.column;
+        const T* kept = a.kept[at.row + r] + at.column;
+        for (index c = 0; c < at.columns; ++c) out[c] = keep[c] ? kept[c] : out[c];
       }
     }
-  });
+  };
+  sum_tiles<T>(a.rows, a.H, a.tile_rows, x, h, begin, finish);
 }
 
 // The product alone: bias + rows * panels, the sum's order being the recurrence's, so that hoisting keeps the bits.
 template <class T>
 static void row_product(const RowProduct<T>& a) {
   using S = Vec<T>;
-  using G = Tile<T>;
-  alignas(64) T s[G::sum_size];
-  for_each_tile<T>(
-      a.rows, a.outputs, a.tile_rows, [&](index first, index rows, index column, index columns, TileSum<T> add) {
-        prefetch_rows<T>(a.out, first, rows, column, columns, 1);
-        if (a.bias) {
-          for (index r = 0; r < rows; ++r) {
-            for_each_vector<T>(columns, [&](index c, index n) {
-              S::store(s + r * G::sum_stride + c, load_lanes(a.bias + column + c, n));
-            });
-          }
-        }
-        add.sum(s, a.a + first, a.terms, a.panels, a.bias == nullptr);
-        for (index r = 0; r < rows; ++r) {
-          T* out = a.out[first + r] + column;
-          for_each_vector<T>(columns,
-                             [&](index c, index n) { store_lanes(out + c, S::load(s + r * G::sum_stride + c), n); });
-        }
-      });
+  const auto begin = [&](T* s, const TileAt& at) {
+    prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
+    if (!a.bias) return clear_sums(s, at.rows * at.width);
+    for (index r = 0; r < at.rows; ++r) {
+      for_each_vector<T>(
+          at.columns, [&](index c, index n) { S::store(s + r * at.width + c, load_lanes(a.bias + at.column + c, n)); });
+    }
+  };
+  const auto finish = [&](T* s, const TileAt& at) {
+    for (index r = 0; r < at.rows; ++r) {
+      T* out = a.out[at.row + r] + at.column;
+      for_each_vector<T>(at.columns, [&](index c, index n) { store_lanes(out + c, S::load(s + r * at.width + c), n); });
+    }
+  };
+  sum_tiles<T>(a.rows, a.outputs, a.tile_rows, Product<T>{a.a, a.terms, a.panels}, Product<T>{nullptr, 0, nullptr},
+               begin, finish);
 }

@@ -6,14 +6,12 @@
 template <class T>
 struct Tile {
   using S = Vec<T>;
-  using V = typename S::V;
   static constexpr index lanes = S::lanes;
   static constexpr index panel_vectors = S::registers == 32 ? 4 : 2;
   static constexpr index rows = 6;
   static constexpr index columns = panel_vectors * lanes;
-  static constexpr index most_vectors = 8;                   // of one row, over a group of panels
-  static constexpr index sum_stride = most_vectors * lanes;  // between the rows of the sum buffer
-  static constexpr index sum_size = rows * sum_stride;
+  static constexpr index most_vectors = 8;  // of one row, over a group of panels
+  static constexpr index sum_size = rows * most_vectors * lanes;
 
   // panels worked on at once with r rows
   FN index group(index r) {
@@ -24,58 +22,98 @@ struct Tile {
   }
 };
 
-// s[r][w] += sum over the blocks of a[r][0 .. terms) * b, or = where fresh; b holds W vectors a term: `panel_vectors`
-// from each panel of a group, whose panels lie `panel_stride` apart, or one narrow panel of W vectors.
-template <class T, unsigned R, unsigned W>
-static void add_blocks(T* s, const T* const* a, index terms, const T* b, index panel_stride, bool fresh) {
+// Vectors that a row of W takes from one panel; the next ones come from the panel `panel_stride` further on
+template <class T, unsigned W>
+struct Panel {
+  static constexpr unsigned vectors =
+      W < static_cast<unsigned>(Tile<T>::panel_vectors) ? W : static_cast<unsigned>(Tile<T>::panel_vectors);
+  static constexpr index columns = vectors * Vec<T>::lanes;
+};
+
+// Where a chain finds its left operand, for term k and row r: rows that lie anywhere, or packed side by side
+template <class T, unsigned R>
+struct SeparateRows {
+  const T* row[R];
+  inline T at(index k, unsigned r) const { return row[r][k]; }
+};
+template <class T, unsigned R>
+struct PackedRows {
+  const T* packed;
+  inline T at(index k, unsigned r) const { return packed[k * R + r]; }
+};
+
+// acc[r][w] += a(k, r) * b[k][w]
+template <class T, unsigned R, unsigned W, class Rows>
+FN void chain_term(typename Vec<T>::V (&acc)[R][W], const Rows& a, const T* b, index panel_stride, index k) {
   using S = Vec<T>;
-  using V = typename S::V;
-  using G = Tile<T>;
-  constexpr index L = S::lanes;
-  constexpr index in_panel = W < G::panel_vectors ? W : G::panel_vectors;
-  constexpr index step = in_panel * L;
+  constexpr unsigned in_panel = Panel<T, W>::vectors;
+  b += k * Panel<T, W>::columns;
+  typename S::V bv[W];
+#pragma GCC unroll 8
+  for (unsigned w = 0; w < W; ++w) bv[w] = S::load(b + (w / in_panel) * panel_stride + (w % in_panel) * S::lanes);
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r) {
+    const auto av = S::set(a.at(k, r));
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) acc[r][w] = S::add_product(acc[r][w], av, bv[w]);
+  }
+}
+
+// acc[r][w] = the chain over n terms k of a(k, r) * b[k][w]
+template <class T, unsigned R, unsigned W, class Rows>
+FN void chain(typename Vec<T>::V (&acc)[R][W], const Rows& a, const T* b, index panel_stride, index n) {
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) acc[r][w] = Vec<T>::set(T(0));
+  constexpr index together = 4;
+  index k = 0;
+#pragma GCC unroll 1
+  for (; k + together <= n; k += together) {
+#pragma GCC unroll 4
+    for (index i = 0; i < together; ++i) chain_term<T, R, W>(acc, a, b, panel_stride, k + i);
+  }
+#pragma GCC unroll 1
+  for (; k < n; ++k) chain_term<T, R, W>(acc, a, b, panel_stride, k);
+}
+
+// s[r][w] += the tile's chain
+template <class T, unsigned R, unsigned W>
+FN void add_chain(T* s, const typename Vec<T>::V (&acc)[R][W]) {
+  using S = Vec<T>;
+  compiler_barrier();
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) {
+      T* at = s + (r * W + w) * S::lanes;
+      S::store(at, S::add(S::load(at), acc[r][w]));
+    }
+  }
+}
+
+// s[r][w] += the blocks of a[r][0 .. terms) * b, one after the other; b holds W vectors a term
+template <class T, unsigned R, unsigned W>
+static void add_blocks(T* s, const T* const* a, index terms, const T* b, index panel_stride) {
   const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && R == 1) ||
                            (fault(Fault::sum_order_by_alignment) && reinterpret_cast<std::uintptr_t>(a[0]) % 16 != 0);
   const index block = other_order ? terms : sum_block(terms);
-  const T* row[R];
+  SeparateRows<T, R> rows;
 #pragma GCC unroll 8
-  for (unsigned r = 0; r < R; ++r) row[r] = a[r];
-  for (index k0 = 0; k0 < terms; k0 += block) {
-    const index n = terms - k0 < block ? terms - k0 : block;
-    V acc[R][W];
+  for (unsigned r = 0; r < R; ++r) rows.row[r] = a[r];
+  for (index k = 0; k < terms; k += block) {
+    const index n = terms - k < block ? terms - k : block;
+    typename Vec<T>::V acc[R][W];
+    chain<T, R, W>(acc, rows, b, panel_stride, n);
+    if (!(fault(Fault::sum_block_skipped) && k == block)) add_chain<T, R, W>(s, acc);
 #pragma GCC unroll 8
-    for (unsigned r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) acc[r][w] = S::set(T(0));
-#pragma GCC unroll 2
-    for (index k = 0; k < n; ++k) {
-      V bv[W];
-#pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) bv[w] = S::load(b + (w / in_panel) * panel_stride + (w % in_panel) * L);
-#pragma GCC unroll 8
-      for (unsigned r = 0; r < R; ++r) {
-        const V av = S::set(row[r][k]);
-#pragma GCC unroll 8
-        for (unsigned w = 0; w < W; ++w) acc[r][w] = S::fma(av, bv[w], acc[r][w]);
-      }
-      b += step;
-    }
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < R; ++r) {
-      row[r] += n;
-#pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) {
-        T* at = s + r * G::sum_stride + w * L;
-        const V chain = fault(Fault::sum_block_skipped) && k0 == block ? S::set(T(0)) : acc[r][w];
-        S::store(at, S::add(fresh ? S::set(T(0)) : S::load(at), chain));
-      }
-    }
-    fresh = false;
+    for (unsigned r = 0; r < R; ++r) rows.row[r] += n;
+    b += n * Panel<T, W>::columns;
   }
 }
 
 template <class T>
-using AddBlocks = void (*)(T*, const T* const*, index, const T*, index, bool);
+using AddBlocks = void (*)(T*, const T* const*, index, const T*, index);
 
 template <class T, unsigned R>
 static AddBlocks<T> add_blocks_wide(index vectors) {
@@ -126,36 +164,43 @@ struct RowTiles {
   inline index size(index tile) const { return base + (tile < longer ? 1 : 0); }
 };
 
-// Walks the outputs panel group by panel group and, inside, the rows tile by tile, so that a group's weights stay in
-// the first cache level over all rows. visit(first row, row count, first column, column count, add), where
-// add.sum(s, a + first row, terms, packed, fresh) adds one operand's blocks for this tile; fresh: s starts from 0.
+// One addend of a sum: rows[r][0 .. terms) * packed
 template <class T>
-struct TileSum {
-  AddBlocks<T> add_blocks;
-  index column;
-  inline void sum(T* s, const T* const* a, index terms, const T* packed, bool fresh) const {
-    add_blocks(s, a, terms, packed + column * terms, Tile<T>::columns * terms, fresh);
-  }
+struct Product {
+  const T* const* rows;
+  index terms;
+  const T* packed;
 };
 
-template <class T, class Visit>
-FN void for_each_tile(index rows, index outputs, index tile_rows, Visit visit) {
+// The outputs of one tile; its sums lie `width` apart from row to row
+struct TileAt {
+  index row, rows, column, columns, width;
+};
+
+// Sums x, then h, for all outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
+// Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
+template <class T, class Begin, class Finish>
+FN void sum_tiles(index rows, index outputs, index tile_rows, const Product<T>& x, const Product<T>& h, Begin begin,
+                  Finish finish) {
   using G = Tile<T>;
+  alignas(64) T s[G::sum_size];
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
   const RowTiles tiles = RowTiles::of(rows, most);
   if (tiles.count == 0) return;
   const index group = G::group(tiles.size(0));
   for (index column = 0; column < outputs;) {
-    const index whole = (outputs - column) / G::columns;  // full panels left
-    const index panels = whole >= group ? group : whole > 0 ? 1 : 0;
-    const index left = outputs - column;
-    const index columns = panels > 0 ? panels * G::columns : left;
-    const index vectors = panels > 0 ? panels * G::panel_vectors : (left + G::lanes - 1) / G::lanes;
-    index first = 0;
-    for (index tile = 0; tile < tiles.count; ++tile) {
-      const index r = tiles.size(tile);
-      visit(first, r, column, columns, TileSum<T>{add_blocks_for<T>(r, vectors), column});
-      first += r;
+    const index full = (outputs - column) / G::columns;  // panels left
+    const index panels = full >= group ? group : full > 0 ? 1 : 0;
+    const index columns = panels > 0 ? panels * G::columns : outputs - column;
+    const index vectors = panels > 0 ? panels * G::panel_vectors : (columns + G::lanes - 1) / G::lanes;
+    TileAt at{0, 0, column, columns, vectors * G::lanes};
+    for (index tile = 0; tile < tiles.count; ++tile, at.row += at.rows) {
+      at.rows = tiles.size(tile);
+      const AddBlocks<T> add_blocks = add_blocks_for<T>(at.rows, vectors);
+      begin(s, at);
+      if (x.terms > 0) add_blocks(s, x.rows + at.row, x.terms, x.packed + column * x.terms, G::columns * x.terms);
+      if (h.terms > 0) add_blocks(s, h.rows + at.row, h.terms, h.packed + column * h.terms, G::columns * h.terms);
+      finish(s, at);
     }
     column += columns;
   }
@@ -164,9 +209,9 @@ FN void for_each_tile(index rows, index outputs, index tile_rows, Visit visit) {
 // Vectors of columns [0, columns) with the number of valid lanes of each.
 template <class T, class Visit>
 FN void for_each_vector(index columns, Visit visit) {
-  for (index c = 0; c < columns; c += Vec<T>::lanes) {
-    visit(c, columns - c < Vec<T>::lanes ? columns - c : Vec<T>::lanes);
-  }
+  index c = 0;
+  for (; c + Vec<T>::lanes <= columns; c += Vec<T>::lanes) visit(c, Vec<T>::lanes);
+  if (c < columns) visit(c, columns - c);
 }
 
 template <class T>
@@ -183,12 +228,24 @@ FN void store_lanes(T* p, typename Vec<T>::V v, index n) {
   }
 }
 
-// The lines of `rows` rows that the tile's end will touch; asked for before the sums, they are there after them
+// The sums of a tile start from 0
+template <class T>
+FN void clear_sums(T* s, index count) {
+  for (index i = 0; i < count; i += Vec<T>::lanes) {
+    Vec<T>::store(s + i, Vec<T>::set(T(0)));
+    compiler_barrier();  // a loop, not a call of memset
+  }
+}
+
+// Asks for the lines of elements [column, column + columns) of some rows, early enough to be there when they are used.
+// Rows need not start on a line, so the last element's line is asked for too.
 template <class T>
 FN void prefetch_rows(const T* const* rows, index first, index count, index column, index columns, index unit) {
-  if (!rows) return;
+  if (!rows || columns <= 0) return;
   for (index r = first; r < first + count; ++r) {
-    for (index c = 0; c < columns; c += 64 / static_cast<index>(sizeof(T))) prefetch(rows[r] + (column + c) * unit);
+    const T* row = rows[r] + column * unit;
+    for (index c = 0; c < columns; c += 64 / static_cast<index>(sizeof(T))) prefetch(row + c * unit);
+    prefetch(row + (columns - 1) * unit);
   }
 }
 

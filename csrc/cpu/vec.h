@@ -3,11 +3,10 @@
 // elements only, and partial loads fill with 0.
 //
 // Vec<T>: lanes, then set, load, store, load_part, store_part; add, sub, mul, div; fma(a, b, c) = a b + c;
-// fnma(a, b, c) = c - a b; clamp_top(x, top) = min(x, top), NaN stays NaN; abs; with_sign_of(v, s): sets the
-// sign of s on v, which is positive or has it;
-// zero_where_not_positive(value, test): 0 where test <= 0, NaN tests keep the value; times_pow2(v, shifted): v 2^n, for
-// normal results and shifted = n + Magic::shift; where_greater(a, b, yes, no): a > b, per lane; registers: how many
-// vectors the machine holds.
+// add_product(sum, a, b): sum = fma(a, b, sum); fnma(a, b, c) = c - a b; clamp_top(x, top) = min(x, top), NaN stays
+// NaN; abs; with_sign_of(v, s): sets the sign of s on v, which is positive or has it; zero_where_not_positive(value,
+// test): 0 where test <= 0, NaN tests keep the value; pow2_of(shifted): 2^n for shifted = n + Magic::shift;
+// where_greater(a, b, yes, no): a > b, per lane; registers: how many vectors the machine holds.
 
 #if defined(__GNUC__)
 #define FN static inline __attribute__((always_inline))
@@ -24,19 +23,36 @@ FN void prefetch(const void* p) {
 #endif
 }
 
+// Values loaded before this are not kept on the stack for use after it
+FN void compiler_barrier() {
+#if defined(__GNUC__)
+  __asm__ __volatile__("" ::: "memory");
+#endif
+}
+
 template <class T>
 struct Vec;
 
 template <class T>
-struct Magic;  // adding `shift` rounds to an integer and leaves it in the low bits
+struct Magic;  // adding `shift` rounds to an integer and leaves it in the low bits, with the exponent's bias
 template <>
 struct Magic<float> {
-  static constexpr float shift = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float shift = 12583039.0f;  // 1.5 * 2^23 + 127
 };
 template <>
 struct Magic<double> {
-  static constexpr double shift = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double shift = 6755399441056767.0;  // 1.5 * 2^52 + 1023
 };
+
+// sum += a b. Written as an instruction, so that the compiler leaves the sum where it is: with intrinsics GCC chooses
+// among the three forms of the FMA and moves the sums of an unrolled loop about, which costs a tenth.
+#if defined(__GNUC__) && !FASTRNN_EMULATE_V4
+#define FASTRNN_ADD_PRODUCT(instruction, sum, a, b)                \
+  __asm__(instruction " %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); \
+  return sum
+#else
+#define FASTRNN_ADD_PRODUCT(instruction, sum, a, b) return fma(a, b, sum)
+#endif
 
 #if FASTRNN_VEC == 512
 
@@ -56,6 +72,7 @@ struct Vec<float> {
   FN V mul(V a, V b) { return _mm512_mul_ps(a, b); }
   FN V div(V a, V b) { return _mm512_div_ps(a, b); }
   FN V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+  FN V add_product(V sum, V a, V b) { FASTRNN_ADD_PRODUCT("vfmadd231ps", sum, a, b); }
   FN V fnma(V a, V b, V c) { return _mm512_fnmadd_ps(a, b, c); }
   FN V clamp_top(V x, V top) { return _mm512_min_ps(top, x); }
   FN V abs(V a) { return _mm512_abs_ps(a); }
@@ -66,10 +83,7 @@ struct Vec<float> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(test, _mm512_setzero_ps(), _CMP_LE_OQ), _mm512_setzero_ps());
   }
-  FN V times_pow2(V v, V shifted) {
-    return _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
-  }
+  FN V pow2_of(V shifted) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)); }
   FN V where_greater(V a, V b, V yes, V no) {
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
   }
@@ -91,6 +105,7 @@ struct Vec<double> {
   FN V mul(V a, V b) { return _mm512_mul_pd(a, b); }
   FN V div(V a, V b) { return _mm512_div_pd(a, b); }
   FN V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
+  FN V add_product(V sum, V a, V b) { FASTRNN_ADD_PRODUCT("vfmadd231pd", sum, a, b); }
   FN V fnma(V a, V b, V c) { return _mm512_fnmadd_pd(a, b, c); }
   FN V clamp_top(V x, V top) { return _mm512_min_pd(top, x); }
   FN V abs(V a) { return _mm512_abs_pd(a); }
@@ -101,10 +116,7 @@ struct Vec<double> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm512_mask_mov_pd(value, _mm512_cmp_pd_mask(test, _mm512_setzero_pd(), _CMP_LE_OQ), _mm512_setzero_pd());
   }
-  FN V times_pow2(V v, V shifted) {
-    return _mm512_castsi512_pd(
-        _mm512_add_epi64(_mm512_castpd_si512(v), _mm512_slli_epi64(_mm512_castpd_si512(shifted), 52)));
-  }
+  FN V pow2_of(V shifted) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52)); }
   FN V where_greater(V a, V b, V yes, V no) {
     return _mm512_mask_mov_pd(no, _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ), yes);
   }
@@ -130,6 +142,7 @@ struct Vec<float> {
   FN V mul(V a, V b) { return _mm256_mul_ps(a, b); }
   FN V div(V a, V b) { return _mm256_div_ps(a, b); }
   FN V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+  FN V add_product(V sum, V a, V b) { FASTRNN_ADD_PRODUCT("vfmadd231ps", sum, a, b); }
   FN V fnma(V a, V b, V c) { return _mm256_fnmadd_ps(a, b, c); }
   FN V clamp_top(V x, V top) { return _mm256_min_ps(top, x); }
   FN V abs(V a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
@@ -137,10 +150,7 @@ struct Vec<float> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm256_andnot_ps(_mm256_cmp_ps(test, _mm256_setzero_ps(), _CMP_LE_OQ), value);
   }
-  FN V times_pow2(V v, V shifted) {
-    return _mm256_castsi256_ps(
-        _mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
-  }
+  FN V pow2_of(V shifted) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)); }
   FN V where_greater(V a, V b, V yes, V no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 };
 
@@ -160,6 +170,7 @@ struct Vec<double> {
   FN V mul(V a, V b) { return _mm256_mul_pd(a, b); }
   FN V div(V a, V b) { return _mm256_div_pd(a, b); }
   FN V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
+  FN V add_product(V sum, V a, V b) { FASTRNN_ADD_PRODUCT("vfmadd231pd", sum, a, b); }
   FN V fnma(V a, V b, V c) { return _mm256_fnmadd_pd(a, b, c); }
   FN V clamp_top(V x, V top) { return _mm256_min_pd(top, x); }
   FN V abs(V a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
@@ -167,10 +178,7 @@ struct Vec<double> {
   FN V zero_where_not_positive(V value, V test) {
     return _mm256_andnot_pd(_mm256_cmp_pd(test, _mm256_setzero_pd(), _CMP_LE_OQ), value);
   }
-  FN V times_pow2(V v, V shifted) {
-    return _mm256_castsi256_pd(
-        _mm256_add_epi64(_mm256_castpd_si256(v), _mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)));
-  }
+  FN V pow2_of(V shifted) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)); }
   FN V where_greater(V a, V b, V yes, V no) { return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_GT_OQ)); }
 };
 
@@ -199,14 +207,13 @@ struct Vec<float> {
   FN V mul(V a, V b) { return _mm_mul_ps(a, b); }
   FN V div(V a, V b) { return _mm_div_ps(a, b); }
   FN V fma(V a, V b, V c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }
+  FN V add_product(V sum, V a, V b) { return fma(a, b, sum); }
   FN V fnma(V a, V b, V c) { return _mm_sub_ps(c, _mm_mul_ps(a, b)); }
   FN V clamp_top(V x, V top) { return _mm_min_ps(top, x); }
   FN V abs(V a) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), a); }
   FN V with_sign_of(V magnitude, V s) { return _mm_or_ps(magnitude, _mm_and_ps(s, _mm_set1_ps(-0.0f))); }
   FN V zero_where_not_positive(V value, V test) { return _mm_andnot_ps(_mm_cmple_ps(test, _mm_setzero_ps()), value); }
-  FN V times_pow2(V v, V shifted) {
-    return _mm_castsi128_ps(_mm_add_epi32(_mm_castps_si128(v), _mm_slli_epi32(_mm_castps_si128(shifted), 23)));
-  }
+  FN V pow2_of(V shifted) { return _mm_castsi128_ps(_mm_slli_epi32(_mm_castps_si128(shifted), 23)); }
   FN V where_greater(V a, V b, V yes, V no) { return _mm_blendv_ps(no, yes, _mm_cmpgt_ps(a, b)); }
 };
 
@@ -231,14 +238,13 @@ struct Vec<double> {
   FN V mul(V a, V b) { return _mm_mul_pd(a, b); }
   FN V div(V a, V b) { return _mm_div_pd(a, b); }
   FN V fma(V a, V b, V c) { return _mm_add_pd(_mm_mul_pd(a, b), c); }
+  FN V add_product(V sum, V a, V b) { return fma(a, b, sum); }
   FN V fnma(V a, V b, V c) { return _mm_sub_pd(c, _mm_mul_pd(a, b)); }
   FN V clamp_top(V x, V top) { return _mm_min_pd(top, x); }
   FN V abs(V a) { return _mm_andnot_pd(_mm_set1_pd(-0.0), a); }
   FN V with_sign_of(V magnitude, V s) { return _mm_or_pd(magnitude, _mm_and_pd(s, _mm_set1_pd(-0.0))); }
   FN V zero_where_not_positive(V value, V test) { return _mm_andnot_pd(_mm_cmple_pd(test, _mm_setzero_pd()), value); }
-  FN V times_pow2(V v, V shifted) {
-    return _mm_castsi128_pd(_mm_add_epi64(_mm_castpd_si128(v), _mm_slli_epi64(_mm_castpd_si128(shifted), 52)));
-  }
+  FN V pow2_of(V shifted) { return _mm_castsi128_pd(_mm_slli_epi64(_mm_castpd_si128(shifted), 52)); }
   FN V where_greater(V a, V b, V yes, V no) { return _mm_blendv_pd(no, yes, _mm_cmpgt_pd(a, b)); }
 };
 

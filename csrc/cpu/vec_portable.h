@@ -86,6 +86,7 @@ struct Vec {
     return each([&](index i) { return fused(-lane(a, i), lane(b, i), lane(c, i)); });
   }
 #endif
+  FN V add_product(V sum, V a, V b) { return fma(a, b, sum); }
   FN V clamp_top(V x, V top) {
     return each([&](index i) { return lane(top, i) < lane(x, i) ? lane(top, i) : lane(x, i); });
   }
@@ -110,10 +111,8 @@ struct Vec {
   FN V zero_where_not_positive(V value, V test) {
     return each([&](index i) { return lane(test, i) <= T(0) ? T(0) : lane(value, i); });
   }
-  FN V times_pow2(V v, V shifted) {
-    return each([&](index i) {
-      return from_bits(Unsigned(bits(lane(v, i))) + (Unsigned(bits(lane(shifted, i))) << PortableBits<T>::mantissa));
-    });
+  FN V pow2_of(V shifted) {
+    return each([&](index i) { return from_bits(Unsigned(bits(lane(shifted, i))) << PortableBits<T>::mantissa); });
   }
   FN V where_greater(V a, V b, V yes, V no) {
     return each([&](index i) { return lane(a, i) > lane(b, i) ? lane(yes, i) : lane(no, i); });
