@@ -19,7 +19,7 @@ from fastrnn._speed.shapes import Shape
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastrnn")
-    group.addoption("--shapes", help=f"{', '.join(shapes.SETS)} or BxTxIxH, comma-separated; default quick")
+    group.addoption("--shapes", help=f"{', '.join(shapes.SETS)} or BxTxIxH, comma-separated; none given: quick")
     group.addoption("--threads", type=int, default=1, help="of every arm; default 1")
     group.addoption("--dtype", choices=("float32", "float64"), default="float32")
 

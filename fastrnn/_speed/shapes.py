@@ -41,8 +41,9 @@ STEPS = (
     Shape(1, 1, 64, 64), Shape(1, 1, 256, 256), Shape(1, 1, 1024, 1024), Shape(1, 1, 10, 100),
     Shape(8, 1, 128, 128), Shape(64, 1, 256, 256),
 )  # fmt: skip
-SETS = {"grid": GRID, "odd": ODD, "quick": QUICK}
-DEFAULT = "grid,odd"
+# What takes about a minute on two cores: one sequence of 1024 steps is slow in the NumPy reference, BPTT above all
+DEFAULT = (*(shape for shape in GRID if shape != Shape(1, 1024, 1024, 1024)), *ODD)
+SETS = {"default": DEFAULT, "grid": GRID, "odd": ODD, "quick": QUICK}
 
 
 def parse(text: str) -> list[Shape]:

@@ -20,6 +20,13 @@ _TORCH = "#2b2d42"
 _ROW, _HEAD, _LEARNING = 0.27, 1.8, 4.4  # inches
 
 
+def check_format(path: Path) -> None:
+    """UsageError unless the path's ending names a format that matplotlib writes."""
+    known = require("matplotlib.figure").Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise UsageError(f"--plot: expected a name that ends in one of {', '.join(sorted(known))}, got {path.name!r}")
+
+
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """Writes the figure of a report, in the format that the path's ending names."""
     figure_module = require("matplotlib.figure")  # no pyplot: no display, no global state

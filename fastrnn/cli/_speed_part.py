@@ -85,12 +85,19 @@ def show(found: Mapping[str, Any], console: Any) -> None:
         console.print(f"WRONG against float64: {text}", style="red", highlight=False, soft_wrap=True)
     console.print(f"%: of the multiply-add peak measured in the same run; x: times as long as {label(first)}", **note)
     console.print(f"error: {label(first)}'s largest against float64, over the array's largest element", **note)
+    peaks = [peak for row in found["shapes"] if row["fma_peak_gflops"] for peak in row["fma_peak_gflops"]["rounds"]]
+    if peaks:
+        console.print(
+            f"peak: {max(peaks):.0f} GFLOP/s in the best round, {np.median(peaks):.0f} in the median one", **note
+        )
     spreads = [row["arms"][name][op]["seconds"] for row, name, op in _timed(found)]
     if spreads:
         usual, worst = np.median([s["spread"] for s in spreads]), max(s["spread"] for s in spreads)
         counts = [len(s["rounds"]) for s in spreads]
         rounds = f"{min(counts)} to {max(counts)} rounds" if min(counts) < max(counts) else f"{counts[0]} rounds"
-        console.print(f"medians of {rounds}; half of them within {usual:.0%} of it, at worst {worst:.0%}", **note)
+        console.print(
+            f"times: medians of {rounds}; half of the rounds within {usual:.0%} of it, at worst {worst:.0%}", **note
+        )
 
 
 def _timed(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str]]:

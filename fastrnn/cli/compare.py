@@ -22,7 +22,7 @@ from typing import Any
 import fastrnn
 
 from .._speed import shapes
-from . import _learning, _speed_part, info
+from . import _learning, _plot, _speed_part, info
 from ._common import DTYPES, UsageError, at_least, backend_names, require
 
 SCHEMA = 1  # of the JSON file
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     speed = parser.add_argument_group("speed")
     speed.add_argument(
         "--shapes",
-        help=f"{', '.join(shapes.SETS)} or BxTxIxH, comma-separated; default {shapes.DEFAULT}, with --data the data's",
+        help=f"{', '.join(shapes.SETS)} or BxTxIxH, comma-separated; with --data the data's own",
     )
     speed.add_argument("--seconds", type=_seconds, help="of timing for each shape; default 1, or 0.2 with --quick")
     learning = parser.add_argument_group("learning")
@@ -71,12 +71,16 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, option)
         if path and not path.absolute().parent.is_dir():
             raise UsageError(f"--{option}: there is no directory {path.parent}")
+    if args.plot:
+        _plot.check_format(args.plot)
     dtype = DTYPES[args.dtype]
     names = backend_names(args.backend)
     threads = args.threads or fastrnn.get_num_threads()
+    grid = _shapes(args)
     task = _task(args)
     batch = args.batch or (min(64, max(1, task.x.shape[1] // 8)) if task else 64)
-    grid = _shapes(args, task, batch)
+    if not grid:
+        grid = [shapes.Shape(batch, task.x.shape[0], task.x.shape[2], args.hidden)]
 
     console = require("rich.console").Console()
     if not console.is_terminal:
@@ -98,8 +102,6 @@ def run(args: argparse.Namespace) -> int:
         _write(args.json, json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
         print(f"wrote {args.json}", file=sys.stderr)
     if args.plot:
-        from . import _plot
-
         _plot.draw(report, args.plot)
         print(f"wrote {args.plot}", file=sys.stderr)
     return 0 if report["right"] else 1
@@ -112,12 +114,12 @@ def _task(args: argparse.Namespace) -> Any:
     return None if args.only == "speed" else _learning.digits(args.seed)
 
 
-def _shapes(args: argparse.Namespace, task: Any, batch: int) -> list[shapes.Shape]:
+def _shapes(args: argparse.Namespace) -> list[shapes.Shape]:
+    """Empty where the data's own shape is to be timed."""
     if args.data and not args.shapes:
-        T, _, I = task.x.shape
-        return [shapes.Shape(batch, T, I, args.hidden)]
+        return []
     try:
-        return shapes.parse(args.shapes or ("quick" if args.quick else shapes.DEFAULT))
+        return shapes.parse(args.shapes or ("quick" if args.quick else "default"))
     except ValueError as error:
         raise UsageError(f"--shapes: {error}") from error
 
