@@ -20,6 +20,7 @@ from helpers.processes import run_python
 
 import fastrnn
 from fastrnn import cli
+from fastrnn._speed import limits
 from fastrnn._speed.shapes import QUICK, Shape
 from fastrnn.cli import _speed_part
 
@@ -325,6 +326,21 @@ def test_compare_rejects_a_broken_backend(only: str, tmp_path: Path, capsys: Any
     code, out, _ = run("compare", *words, capsys=capsys)
     assert code == 1, out
     assert ("DIFFERS" if only == "learning" else "WRONG against float64: cpp at 3x5x7x9") in out
+    assert (tmp_path / "c.png").read_bytes()[:8] == PNG
+
+
+@needs_extra
+def test_compare_without_the_native_module(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """No peak is known: no percentages, and the figure shows GFLOP/s."""
+    monkeypatch.setattr(limits, "native", lambda: None)
+    words = ["--only", "speed", "--backend", "numpy", "--shapes", "2x3x4x5", "--seconds", "0.01"]
+    words += ["--json", str(tmp_path / "c.json"), "--plot", str(tmp_path / "c.png")]
+    code, out, _ = run("compare", *words, capsys=capsys)
+    assert code == 0, out
+    assert "forward: numpy, float32" in out
+    (row,) = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["speed"]["shapes"]
+    assert row["fma_peak_gflops"] is row["weight_bandwidth_gb_s"] is None
+    assert "percent_of_peak" not in row["arms"]["numpy"]["forward"]
     assert (tmp_path / "c.png").read_bytes()[:8] == PNG
 
 

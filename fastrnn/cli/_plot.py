@@ -104,16 +104,18 @@ def _ratios(axes: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str], 
     first = _speed_part.lead(names)
     for column, name in enumerate(_speed_part.others(names)):
         at = 1.09 + 0.12 * column
-        box = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center", "color": _color(name)}
-        axes.annotate(f"x {_speed_part.label(name)}", (at, -1.0), fontsize="small", annotation_clip=False, **box)
+        text: dict[str, Any] = {
+            "fontsize": "small", "color": _color(name), "ha": "right", "va": "center", "annotation_clip": False,
+        }  # fmt: skip
+        head = f"x {_speed_part.label(name)}"
+        axes.annotate(head, (at, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", **text)
         for y, row in enumerate(rows):
             a, b = row["arms"][first], row["arms"][name]
             if op in a and op in b:
                 ratio = b[op]["seconds"]["median"] / a[op]["seconds"]["median"]
                 weight = "bold" if ratio < 1 else "normal"
-                axes.annotate(
-                    f"{ratio:.1f}", (at, y), fontsize="small", annotation_clip=False, fontweight=weight, **box
-                )
+                place = {"xycoords": ("axes fraction", "data"), "fontweight": weight}
+                axes.annotate(f"{ratio:.1f}", (at, y), **place, **text)
 
 
 def _shape_label(shape: Shape) -> str:

@@ -47,7 +47,7 @@ def measure(
 
 def lead(names: Sequence[str]) -> str:
     """The arm that the others are compared with: the fastest backend."""
-    return next((name for name in names if name != report.REFERENCE), names[0])
+    return next((name for name in names if name not in (report.REFERENCE, arms.TORCH)), names[0])
 
 
 def others(names: Sequence[str]) -> list[str]:
@@ -83,7 +83,7 @@ def show(found: Mapping[str, Any], console: Any) -> None:
     ]
     for text in wrong:
         console.print(f"WRONG against float64: {text}", style="red", highlight=False, soft_wrap=True)
-    console.print(f"%: of the multiply-add peak measured in the same run; x: times as long as {label(first)}", **note)
+    console.print(f"%: of the multiply-add peak measured in this run; x: times as long as {label(first)}", **note)
     console.print(f"error: {label(first)}'s largest against float64, over the array's largest element", **note)
     peaks = [peak for row in found["shapes"] if row["fma_peak_gflops"] for peak in row["fma_peak_gflops"]["rounds"]]
     if peaks:
