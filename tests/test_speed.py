@@ -364,7 +364,12 @@ def test_all_arms_get_the_same_threads_and_get_theirs_back(torch: Any) -> None:
         np.ones((2, 2)) @ np.ones((2, 2))
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-    before = fastrnn.get_num_threads(), torch.get_num_threads(), blas()
-    with arms.equal_threads(1):
-        assert (fastrnn.get_num_threads(), torch.get_num_threads(), set(blas())) == (1, 1, {1})
-    assert (fastrnn.get_num_threads(), torch.get_num_threads(), blas()) == before
+    at_first = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        before = fastrnn.get_num_threads(), 3, blas()
+        with arms.equal_threads(1):
+            assert (fastrnn.get_num_threads(), torch.get_num_threads(), set(blas())) == (1, 1, {1})
+        assert (fastrnn.get_num_threads(), torch.get_num_threads(), blas()) == before
+    finally:
+        torch.set_num_threads(at_first)
