@@ -23,7 +23,7 @@ from fastrnn._speed.arms import Arm, Problem
 from fastrnn._speed.check import Truth
 from fastrnn._speed.shapes import Shape
 
-needs_threadpoolctl = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("threadpoolctl"), reason='the extra "cli" is not installed'
 )
 needs_native = pytest.mark.skipif(isinstance(native(), ImportError), reason=f"cpp: {native()}")
@@ -294,7 +294,6 @@ def test_the_bound_is_the_slower_of_arithmetic_and_reading() -> None:
 # ---- the report
 
 
-@needs_threadpoolctl
 def test_the_report_holds_every_figure_and_is_json() -> None:
     grid = [Shape(1, 9, 3, 33), Shape(7, 12, 10, 17)]
     seen: list[Shape] = []
@@ -320,7 +319,6 @@ def test_the_report_holds_every_figure_and_is_json() -> None:
                     assert arm[op]["percent_of_bound"] >= arm[op]["percent_of_peak"] * (1 - 1e-9)
 
 
-@needs_threadpoolctl
 def test_a_wrong_arm_is_reported_and_not_timed() -> None:
     def make(problem: Problem) -> Arm:
         arm = arms.backend_arm("numpy", problem)
@@ -356,7 +354,6 @@ def test_unknown_arms_say_so() -> None:
     assert set(AVAILABLE) | {arms.TORCH, arms.FASTRNN_TORCH} <= set(arms.known_arms())
 
 
-@needs_threadpoolctl
 def test_all_arms_get_the_same_threads_and_get_theirs_back(torch: Any) -> None:
     from threadpoolctl import threadpool_info
 

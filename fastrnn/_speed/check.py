@@ -8,6 +8,7 @@ roundings in the sums that make one element, as if independent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,10 @@ class Truth:
     def __init__(self, problem: Problem) -> None:
         self.dtype = problem.x.dtype
         B, T, I, H = problem.shape
-        self._exact = dict(zip(RESULTS, _reference(problem.astype("float64")), strict=True))
-        narrow = self._errors(_reference(problem.astype("float32")))
+        # One BLAS thread: on a busy machine two would wait for each other at every step.
+        with import_module("threadpoolctl").threadpool_limits(1, "blas"):
+            self._exact = dict(zip(RESULTS, _reference(problem.astype("float64")), strict=True))
+            narrow = self._errors(_reference(problem.astype("float32")))
         scale = float(np.finfo(self.dtype).eps / np.finfo(np.float32).eps)
         terms = {name: T * B if name in ("d_w_ih", "d_w_hh", "d_b") else I + H for name in RESULTS}
         floor = {name: SIGMAS * np.sqrt(n) * float(np.finfo(self.dtype).eps) / 2 for name, n in terms.items()}

@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--backend", help="one or more of them, comma-separated; default: all available ones")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=at_least(1), help="of every arm; default: the CPUs this process may use")
-    parser.add_argument("--quick", action="store_true", help="3 epochs, 4 shapes: ends within seconds")
+    parser.add_argument("--quick", action="store_true", help="3 epochs, 4 shapes, one thread: ends within seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, each round and loss too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it")
     speed = parser.add_argument_group("speed")
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         _plot.check_format(args.plot)
     dtype = DTYPES[args.dtype]
     names = backend_names(args.backend)
-    threads = args.threads or fastrnn.get_num_threads()
+    threads = args.threads or (1 if args.quick else fastrnn.get_num_threads())
     grid = _shapes(args)
     task = _task(args)
     batch = args.batch or (min(64, max(1, task.x.shape[1] // 8)) if task else 64)
