@@ -6,13 +6,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
 #include <exception>
 #include <initializer_list>
 #include <map>
 #include <optional>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -21,6 +19,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/passes.h"
+#include "cpu/probe.h"
 
 namespace py = pybind11;
 
@@ -359,49 +358,29 @@ void tanh_array(const py::object& x, const py::object& out, const std::optional<
   });
 }
 
-template <class T>
-double measure_fma_peak(const InstructionSet& set, int threads, double seconds) {
-  const auto& kernels = kernels_of<T>(set);
-  std::vector<double> rate(static_cast<std::size_t>(threads));
-  const auto measure = [&](double& result) {
-    using clock = std::chrono::steady_clock;
-    T sum;
-    const auto begin = clock::now();
-    double flops = 0, elapsed = 0;
-    do {
-      flops += kernels.fma_loop(20000, &sum);
-      elapsed = std::chrono::duration<double>(clock::now() - begin).count();
-    } while (elapsed < seconds);
-    result = flops / elapsed;
-  };
-  std::vector<std::thread> others;
-  const auto join = [&] {
-    for (auto& thread : others) thread.join();
-  };
-  try {
-    others.reserve(rate.size());
-    for (std::size_t i = 1; i < rate.size(); ++i) others.emplace_back([&, i] { measure(rate[i]); });
-  } catch (const std::exception&) {
-    join();
-    throw;
-  }
-  measure(rate[0]);
-  join();
-  double total = 0;
-  for (const double r : rate) total += r;
-  return total / 1e9;
+void expect_measurable(int threads, double seconds) {
+  expect(threads > 0, "threads", "at least 1");
+  expect(seconds > 0 && seconds <= 60, "seconds", "more than 0 and at most 60");
 }
 
-double fma_peak(const string& dtype, int threads, double seconds, const std::optional<string>& isa) {
+double measure_fma_peak(const string& dtype, int threads, double seconds, const std::optional<string>& isa) {
   expect(dtype == "float32" || dtype == "float64", "dtype", "float32 or float64");
-  expect(threads > 0, "threads", "at least 1");
+  expect_measurable(threads, seconds);
   const InstructionSet& set = isa_named(isa);
   double peak = 0;
   without_gil([&] {
-    peak = dtype == "float32" ? measure_fma_peak<float>(set, threads, seconds)
-                              : measure_fma_peak<double>(set, threads, seconds);
+    peak = dtype == "float32" ? fma_peak<float>(set, threads, seconds) : fma_peak<double>(set, threads, seconds);
   });
   return peak;
+}
+
+double measure_read_bandwidth(index bytes, int threads, double seconds, const std::optional<string>& isa) {
+  expect_measurable(threads, seconds);
+  expect(bytes / threads >= read_granule, "bytes", "at least " + std::to_string(read_granule) + " for each thread");
+  const InstructionSet& set = isa_named(isa);
+  double bandwidth = 0;
+  without_gil([&] { bandwidth = read_bandwidth(set, bytes, threads, seconds); });
+  return bandwidth;
 }
 
 std::vector<std::tuple<string, bool, bool>> isas() {
@@ -478,7 +457,10 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
   m.def("isas", &isas);
   m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });
   m.def("tanh", &tanh_array, py::arg("x"), py::arg("out"), py::arg("isa") = py::none());
-  m.def("fma_peak", &fma_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), py::arg("isa") = py::none());
+  m.def("fma_peak", &measure_fma_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"),
+        py::arg("isa") = py::none());
+  m.def("read_bandwidth", &measure_read_bandwidth, py::arg("bytes"), py::arg("threads"), py::arg("seconds"),
+        py::arg("isa") = py::none());
 }
 
 }  // namespace fastrnn

@@ -104,6 +104,7 @@ struct Kernels {
   void (*bias_gradient)(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index H);
   void (*tanh)(const T* x, T* out, index count);
   double (*fma_loop)(index iterations, T* result);  // runs FMAs on all registers; returns the operations done
+  double (*read_loop)(const T* data, index count, index passes, T* result);  // reads and adds; returns the bytes read
 };
 
 struct InstructionSet {
