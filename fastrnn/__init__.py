@@ -1,7 +1,8 @@
 """The tanh (Elman) RNN, fused in C++, forward and back-propagation through time.
 
 RNN and RNNCell are layers for NumPy arrays; rnn_forward and rnn_backward compute one direction of one layer.
-backends() says what can run here; set_num_threads, get_num_threads and `with threads(n):` set the CPU threads.
+torch.RNN is the layer for PyTorch, which is imported when fastrnn.torch is first asked for. backends() says what can
+run here; set_num_threads, get_num_threads and `with threads(n):` set the CPU threads.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,4 +35,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # not at import: it takes longer than all the rest
 
         return version("fastrnn")
+    if name == "torch":
+        from importlib import import_module
+
+        return import_module(".torch", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from functools import cache
 from ._validate import integer
 
 _number: int | None = None
-_override: ContextVar[int | None] = ContextVar("fastrnn.threads", default=None)
+override: ContextVar[int | None] = ContextVar("fastrnn.threads", default=None)
 
 
 def set_num_threads(n: int) -> None:
@@ -30,7 +30,7 @@ def get_num_threads() -> int:
     of CPUs in this process's affinity mask, limited by its cgroup's CPU quota; the last two are read once. Raises
     ValueError when FASTRNN_NUM_THREADS is needed and is not a positive integer.
     """
-    return _override.get() or _number or _default()
+    return override.get() or _number or _default()
 
 
 @contextmanager
@@ -39,11 +39,11 @@ def threads(n: int) -> Iterator[None]:
 
     Raises TypeError unless n is an int, ValueError unless n >= 1.
     """
-    token = _override.set(integer("n", n, at_least=1))
+    token = override.set(integer("n", n, at_least=1))
     try:
         yield
     finally:
-        _override.reset(token)
+        override.reset(token)
 
 
 @cache

@@ -8,6 +8,13 @@ namespace fastrnn {
 
 // Weights packed as panels of tile_columns outputs: panel p starts at p * tile_columns * terms and holds, for each
 // summed index, its outputs side by side; the last panel is only as wide as whole vectors demand, zero-filled.
+template <class T>
+struct Weights {
+  const T* packed = nullptr;  // nullptr: too few rows to pack for; blocks of the source are packed where they are used
+  const T* source = nullptr;  // (term s, output o): source[s * term_stride + o * output_stride]
+  index term_stride = 0, output_stride = 0;
+};
+
 // One step of the recurrence over `rows` rows; row arrays hold one pointer a row, to contiguous elements.
 template <class T>
 struct ForwardStep {
@@ -18,8 +25,7 @@ struct ForwardStep {
   const T* const* kept = nullptr;              // previous state for units that keep it; used with keep
   const unsigned char* const* keep = nullptr;  // nullptr: no zoneout
   T* const* out = nullptr;
-  const T* w_ih = nullptr;  // packed
-  const T* w_hh = nullptr;  // packed
+  Weights<T> w_ih, w_hh;
   const T* bias = nullptr;  // padded to whole vectors
   bool relu = false;
   index tile_rows = 0;
@@ -33,7 +39,7 @@ struct BackwardStep {
   const T* const* d_sum_next = nullptr;  // nullptr: no later step; then `last` is added instead
   const T* const* last = nullptr;        // nullptr or d_h_n rows, with last_unit
   index last_unit = 1;
-  const T* w_hh_t = nullptr;                        // packed with outputs = columns of w_hh
+  Weights<T> w_hh_t;                                // outputs = columns of w_hh
   const T* const* mask = nullptr;                   // recurrent mask rows, or nullptr
   const unsigned char* const* cut = nullptr;        // one flag a row: the later step was reset; or nullptr
   const unsigned char* const* keep_next = nullptr;  // zoneout of the later step, or nullptr
@@ -48,12 +54,12 @@ struct BackwardStep {
   index tile_rows = 0;
 };
 
-// out = bias + rows * panels: the hoisted input projection, and d_x.
+// out = bias + rows * weights: the hoisted input projection, and d_x.
 template <class T>
 struct RowProduct {
   index rows = 0, terms = 0, outputs = 0;
   const T* const* a = nullptr;
-  const T* panels = nullptr;
+  Weights<T> weights;
   const T* bias = nullptr;  // nullptr: 0
   T* const* out = nullptr;
   index tile_rows = 0;
@@ -69,7 +75,7 @@ struct OperandRows {
   T* panels = nullptr;             // packed_size(rows, columns)
 };
 
-// d_w(:, column .. column + columns) += d_sum^T operand over the rows of one block of the canonical sum.
+// d_w(:, column .. column + columns) = or += d_sum^T operand over the rows of one block of the canonical sum.
 template <class T>
 struct WeightGradient {
   index rows = 0, H = 0;
@@ -78,6 +84,7 @@ struct WeightGradient {
   index column = 0, columns = 0;      // one panel: column is a multiple of tile_columns
   T* d_w = nullptr;
   index d_w_row = 0;
+  bool add = true;
 };
 
 template <class T>
@@ -97,6 +104,7 @@ struct Kernels {
   void (*bias_gradient)(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index H);
   void (*tanh)(const T* x, T* out, index count);
   double (*fma_loop)(index iterations, T* result);  // runs FMAs on all registers; returns the operations done
+  double (*read_loop)(const T* data, index count, index passes, T* result);  // reads and adds; returns the bytes read
 };
 
 struct InstructionSet {

@@ -48,8 +48,9 @@ public:
     const bool weights = needs_weights();
     const index steps = chunk_ < order_.steps() ? chunk_ : order_.steps();
     const index lines = largest_chunk();
-    const auto w_hh_t = memory_.take<T>(packed_size(k_, n.H, n.H));
-    const auto w_ih_t = memory_.take<T>(p_.d_x.data ? packed_size(k_, n.H, n.I) : 0);
+    const bool pack_now = worth_packing(order_.steps(), n.B, k_.tile_rows);
+    const auto w_hh_t = memory_.take<T>(pack_now ? packed_size(k_, n.H, n.H) : 0);
+    const auto w_ih_t = memory_.take<T>(pack_now && p_.d_x.data ? packed_size(k_, n.H, n.I) : 0);
     const auto d_sum = memory_.take<T>(checked_product(lines, row_));
     const auto carry = memory_.take<T>(order_.steps() > chunk_ ? checked_product(n.B, row_) : 0);
     const auto d_state = memory_.take<T>(p_.options.keep_mask ? checked_product(n.B, n.H) : 0);
@@ -66,11 +67,15 @@ public:
     const auto state_copy = memory_.take<T>(copy_states_ ? checked_product(lines, n.H) : 0);
     memory_.allocate();
 
-    w_hh_t_ = memory_[w_hh_t];
-    pack_parallel(k_, threads_, control_, w_hh_t_, p_.w_hh.data, n.H, p_.w_hh.row, n.H, p_.w_hh.unit);
-    w_ih_t_ = memory_[w_ih_t];
-    if (p_.d_x.data) {
-      pack_parallel(k_, threads_, control_, w_ih_t_, p_.w_ih.data, n.H, p_.w_ih.row, n.I, p_.w_ih.unit);
+    w_hh_t_ = Weights<T>{nullptr, p_.w_hh.data, p_.w_hh.row, p_.w_hh.unit};
+    w_ih_t_ = Weights<T>{nullptr, p_.w_ih.data, p_.w_ih.row, p_.w_ih.unit};
+    if (pack_now) {
+      w_hh_t_.packed = memory_[w_hh_t];
+      pack_parallel(k_, threads_, control_, memory_[w_hh_t], p_.w_hh.data, n.H, p_.w_hh.row, n.H, p_.w_hh.unit);
+    }
+    if (pack_now && p_.d_x.data) {
+      w_ih_t_.packed = memory_[w_ih_t];
+      pack_parallel(k_, threads_, control_, memory_[w_ih_t], p_.w_ih.data, n.H, p_.w_ih.row, n.I, p_.w_ih.unit);
     }
     d_sum_ = memory_[d_sum];
     carry_ = memory_[carry];
@@ -131,10 +136,11 @@ private:
     return largest;
   }
 
+  // The weight gradients of the first chunk are stored, not added: nothing to clear for them where there are steps.
   void clear_outputs() const {
     const Shape& n = p_.shape;
     const auto clear = [](T* at, index count) { std::memset(at, 0, sizeof(T) * static_cast<std::size_t>(count)); };
-    for (index j = 0; j < n.H; ++j) {
+    for (index j = 0; j < n.H && order_.total() == 0; ++j) {
       if (p_.d_w_ih.data) clear(p_.d_w_ih.data + j * p_.d_w_ih.row, n.I);
       if (p_.d_w_hh.data) clear(p_.d_w_hh.data + j * p_.d_w_hh.row, n.H);
     }
@@ -322,7 +328,7 @@ private:
     product.terms = p_.shape.H;
     product.outputs = p_.shape.I;
     product.a = from;
-    product.panels = w_ih_t_;
+    product.weights = w_ih_t_;
     product.out = to;
     product.tile_rows = p_.tuning.tile_rows;
     k_.row_product(product);
@@ -360,6 +366,7 @@ private:
       g.columns = width - g.column < columns ? width - g.column : columns;
       g.d_w = d_w.data;
       g.d_w_row = d_w.row;
+      g.add = end_ < order_.steps();
       k_.weight_gradient(g);
     });
   }
@@ -410,8 +417,7 @@ private:
   index chunk_;  // steps
   index row_;    // elements between d_sum rows
   Workspace memory_;
-  T* w_hh_t_ = nullptr;
-  T* w_ih_t_ = nullptr;
+  Weights<T> w_hh_t_, w_ih_t_;
   T* d_sum_ = nullptr;
   T* carry_ = nullptr;  // d_sum of step end_, from the chunk before
   T* d_state_ = nullptr;

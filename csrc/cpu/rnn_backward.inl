@@ -71,14 +71,14 @@ static void backward_step(const BackwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.H, a.tile_rows, Product<T>{nullptr, 0, nullptr},
+  sum_tiles<T>(a.rows, a.H, a.tile_rows, Product<T>{nullptr, 0, a.w_hh_t},
                Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, begin, finish);
 }
 
 // One tile of d_w: Tile::rows units x W vectors of columns over all rows of the block, both operands packed.
 template <class T, unsigned W>
 static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, index d_w_row, index units,
-                          index columns) {
+                          index columns, bool add) {
   using S = Vec<T>;
   constexpr unsigned R = Tile<T>::rows;
   constexpr index width = W * S::lanes;
@@ -100,7 +100,8 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
   for (index r = 0; r < units; ++r) {
     T* to = d_w + r * d_w_row;
     for_each_vector<T>(columns, [&](index c, index n) {
-      store_lanes(to + c, S::add(load_lanes(to + c, n), S::load(sum + r * width + c)), n);
+      const auto block = S::load(sum + r * width + c);
+      store_lanes(to + c, add ? S::add(load_lanes(to + c, n), block) : block, n);
     });
   }
 }
@@ -116,16 +117,17 @@ static void weight_gradient(const WeightGradient<T>& a) {
     const index units = a.H - unit;
     switch (vectors) {
       case 1:
-        gradient_tile<T, 1>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+        gradient_tile<T, 1>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns, a.add);
         break;
       case 2:
-        gradient_tile<T, 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+        gradient_tile<T, 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns, a.add);
         break;
       case 3:
-        gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+        gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns,
+                                                        a.add);
         break;
       default:
-        gradient_tile<T, G::panel_vectors>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns);
+        gradient_tile<T, G::panel_vectors>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns, a.add);
     }
   }
 }

@@ -47,8 +47,9 @@ public:
         threads_(useful_threads(threads, flops_per_row_ * static_cast<double>(order_.total()))),
         blocks_(split_rows(p_.shape.B, threads_, k_.tile_rows, p_.tuning.row_block)) {
     const Shape& n = p_.shape;
-    PackedParts<T> weights;
-    if (!packed) weights = take_packed(memory_, k_, n);
+    const bool pack_now = !packed && worth_packing(order_.steps(), n.B, k_.tile_rows);
+    PackedParts<T> parts;
+    if (pack_now) parts = take_packed(memory_, k_, n);
     const auto bias = memory_.take<T>(n.H + k_.lanes);
     const auto zero = memory_.take<T>(n.H);
     const auto h_0 = memory_.take<T>(p_.h_0.data && p_.h_0.unit != 1 ? checked_product(n.B, n.H) : 0);
@@ -57,13 +58,12 @@ public:
     const auto masked = memory_.take<T>(p_.options.recurrent_mask ? checked_product(lines, n.H) : 0);
     memory_.allocate();
 
-    if (packed) {
-      w_ih_ = packed->w_ih;
-      w_hh_ = packed->w_hh;
-    } else {
-      pack(memory_[weights.w_ih], memory_[weights.w_hh], k_, n, p_.w_ih, p_.w_hh, threads_, control_);
-      w_ih_ = memory_[weights.w_ih];
-      w_hh_ = memory_[weights.w_hh];
+    w_ih_ = Weights<T>{packed ? packed->w_ih : nullptr, p_.w_ih.data, p_.w_ih.unit, p_.w_ih.row};
+    w_hh_ = Weights<T>{packed ? packed->w_hh : nullptr, p_.w_hh.data, p_.w_hh.unit, p_.w_hh.row};
+    if (pack_now) {
+      pack(memory_[parts.w_ih], memory_[parts.w_hh], k_, n, p_.w_ih, p_.w_hh, threads_, control_);
+      w_ih_.packed = memory_[parts.w_ih];
+      w_hh_.packed = memory_[parts.w_hh];
     }
     bias_ = memory_[bias];
     for (index j = 0; j < n.H + k_.lanes; ++j) {
@@ -157,7 +157,7 @@ private:
     product.terms = p_.shape.I;
     product.outputs = p_.shape.H;
     product.a = x;
-    product.panels = w_ih_;
+    product.weights = w_ih_;
     product.bias = bias_;
     product.out = out;
     product.tile_rows = p_.tuning.tile_rows;
@@ -222,8 +222,7 @@ private:
   int threads_;
   RowBlocks blocks_;
   Workspace memory_;
-  const T* w_ih_ = nullptr;
-  const T* w_hh_ = nullptr;
+  Weights<T> w_ih_, w_hh_;
   T* bias_ = nullptr;
   T* zero_ = nullptr;
   Matrix<const T> h_0_;

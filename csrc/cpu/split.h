@@ -43,6 +43,11 @@ inline index rows_per_check(double flops_per_row, index tile_rows) {
   return rows > 4 * tile_rows ? rows : 4 * tile_rows;
 }
 
+// Whether weights are read often enough to pack them first: not for one or two tiles of rows in all
+inline bool worth_packing(index steps, index batch, index tile_rows) {
+  return steps * ((batch + tile_rows - 1) / tile_rows) > 2;
+}
+
 // Steps between two looks at the clock, some 50 us apart
 inline index steps_per_check(double flops_per_step) {
   const double steps = 4e6 / (flops_per_step + 1);

@@ -16,7 +16,8 @@
 namespace fastrnn {
 
 // Short sums take short blocks: several independent chains hide the latency at B = 1.
-static constexpr index sum_block(index terms) { return terms <= 96 ? 32 : 128; }
+static constexpr index longest_block = 128;
+static constexpr index sum_block(index terms) { return terms <= 96 ? 32 : longest_block; }
 
 // About sqrt(rows) is the most accurate; three levels keep it near that from 32 rows to millions.
 static constexpr index gradient_rows = 256;

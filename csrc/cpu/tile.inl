@@ -3,25 +3,6 @@
 // A group of panels is worked on at once when there are few rows, so that about tile_rows * panel_vectors independent
 // chains hide the latency of the FMA. The running sum s waits in a small buffer while a block's chain is in registers.
 
-template <class T>
-struct Tile {
-  using S = Vec<T>;
-  static constexpr index lanes = S::lanes;
-  static constexpr index panel_vectors = S::registers == 32 ? 4 : 2;
-  static constexpr index rows = 6;
-  static constexpr index columns = panel_vectors * lanes;
-  static constexpr index most_vectors = 8;  // of one row, over a group of panels
-  static constexpr index sum_size = rows * most_vectors * lanes;
-
-  // panels worked on at once with r rows
-  FN index group(index r) {
-    if (r == 1) return most_vectors / panel_vectors;
-    if (r == 2) return panel_vectors == 4 ? 2 : 3;
-    if (r == 3) return panel_vectors == 4 ? 1 : 2;
-    return 1;
-  }
-};
-
 // Vectors that a row of W takes from one panel; the next ones come from the panel `panel_stride` further on
 template <class T, unsigned W>
 struct Panel {
@@ -92,20 +73,17 @@ FN void add_chain(T* s, const typename Vec<T>::V (&acc)[R][W]) {
   }
 }
 
-// s[r][w] += the blocks of a[r][0 .. terms) * b, one after the other; b holds W vectors a term
+// s[r][w] += the blocks of a[r][first .. first + terms) * b, one after the other; b holds W vectors a term
 template <class T, unsigned R, unsigned W>
-static void add_blocks(T* s, const T* const* a, index terms, const T* b, index panel_stride) {
-  const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && R == 1) ||
-                           (fault(Fault::sum_order_by_alignment) && reinterpret_cast<std::uintptr_t>(a[0]) % 16 != 0);
-  const index block = other_order ? terms : sum_block(terms);
+static void add_blocks(T* s, const T* const* a, index first, index terms, index block, const T* b, index panel_stride) {
   SeparateRows<T, R> rows;
 #pragma GCC unroll 8
-  for (unsigned r = 0; r < R; ++r) rows.row[r] = a[r];
+  for (unsigned r = 0; r < R; ++r) rows.row[r] = a[r] + first;
   for (index k = 0; k < terms; k += block) {
     const index n = terms - k < block ? terms - k : block;
     typename Vec<T>::V acc[R][W];
     chain<T, R, W>(acc, rows, b, panel_stride, n);
-    if (!(fault(Fault::sum_block_skipped) && k == block)) add_chain<T, R, W>(s, acc);
+    if (!(fault(Fault::sum_block_skipped) && first + k == block)) add_chain<T, R, W>(s, acc);
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) rows.row[r] += n;
     b += n * Panel<T, W>::columns;
@@ -113,7 +91,7 @@ static void add_blocks(T* s, const T* const* a, index terms, const T* b, index p
 }
 
 template <class T>
-using AddBlocks = void (*)(T*, const T* const*, index, const T*, index);
+using AddBlocks = void (*)(T*, const T* const*, index, index, index, const T*, index);
 
 template <class T, unsigned R>
 static AddBlocks<T> add_blocks_wide(index vectors) {
@@ -164,18 +142,40 @@ struct RowTiles {
   inline index size(index tile) const { return base + (tile < longer ? 1 : 0); }
 };
 
-// One addend of a sum: rows[r][0 .. terms) * packed
-template <class T>
-struct Product {
-  const T* const* rows;
-  index terms;
-  const T* packed;
-};
-
 // The outputs of one tile; its sums lie `width` apart from row to row
 struct TileAt {
   index row, rows, column, columns, width;
 };
+
+// One addend of a sum: rows[r][0 .. terms) * weights
+template <class T>
+struct Product {
+  const T* const* rows;
+  index terms;
+  const Weights<T>& weights;
+};
+
+template <class T>
+FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Product<T>& a) {
+  using G = Tile<T>;
+  const index block = sum_block(a.terms);
+  const Weights<T>& w = a.weights;
+  if (w.packed) {
+    const bool odd_address = reinterpret_cast<std::uintptr_t>(a.rows[at.row]) % 16 != 0;
+    const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && at.rows == 1) ||
+                             (fault(Fault::sum_order_by_alignment) && odd_address);
+    add_blocks(s, a.rows + at.row, 0, a.terms, other_order ? a.terms : block, w.packed + at.column * a.terms,
+               G::columns * a.terms);
+    return;
+  }
+  alignas(64) T panels[G::unpacked_vectors * G::lanes * longest_block];
+  const T* from = w.source + at.column * w.output_stride;
+  for (index k = 0; k < a.terms; k += block) {
+    const index n = a.terms - k < block ? a.terms - k : block;
+    pack_panels(panels, from + k * w.term_stride, n, w.term_stride, at.columns, w.output_stride);
+    add_blocks(s, a.rows + at.row, fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels, G::columns * n);
+  }
+}
 
 // Sums x, then h, for all outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
@@ -187,7 +187,8 @@ FN void sum_tiles(index rows, index outputs, index tile_rows, const Product<T>& 
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
   const RowTiles tiles = RowTiles::of(rows, most);
   if (tiles.count == 0) return;
-  const index group = G::group(tiles.size(0));
+  const bool packed = (x.weights.packed || x.terms == 0) && (h.weights.packed || h.terms == 0);
+  const index group = packed ? G::group(tiles.size(0)) : G::unpacked_group(tiles.size(0));
   for (index column = 0; column < outputs;) {
     const index full = (outputs - column) / G::columns;  // panels left
     const index panels = full >= group ? group : full > 0 ? 1 : 0;
@@ -198,33 +199,11 @@ FN void sum_tiles(index rows, index outputs, index tile_rows, const Product<T>& 
       at.rows = tiles.size(tile);
       const AddBlocks<T> add_blocks = add_blocks_for<T>(at.rows, vectors);
       begin(s, at);
-      if (x.terms > 0) add_blocks(s, x.rows + at.row, x.terms, x.packed + column * x.terms, G::columns * x.terms);
-      if (h.terms > 0) add_blocks(s, h.rows + at.row, h.terms, h.packed + column * h.terms, G::columns * h.terms);
+      if (x.terms > 0) add_product(s, at, add_blocks, x);
+      if (h.terms > 0) add_product(s, at, add_blocks, h);
       finish(s, at);
     }
     column += columns;
-  }
-}
-
-// Vectors of columns [0, columns) with the number of valid lanes of each.
-template <class T, class Visit>
-FN void for_each_vector(index columns, Visit visit) {
-  index c = 0;
-  for (; c + Vec<T>::lanes <= columns; c += Vec<T>::lanes) visit(c, Vec<T>::lanes);
-  if (c < columns) visit(c, columns - c);
-}
-
-template <class T>
-FN typename Vec<T>::V load_lanes(const T* p, index n) {
-  return n == Vec<T>::lanes ? Vec<T>::load(p) : Vec<T>::load_part(p, n);
-}
-
-template <class T>
-FN void store_lanes(T* p, typename Vec<T>::V v, index n) {
-  if (n == Vec<T>::lanes) {
-    Vec<T>::store(p, v);
-  } else {
-    Vec<T>::store_part(p, v, fault(Fault::tail_lane_lost) ? n - 1 : n);
   }
 }
 
@@ -247,13 +226,4 @@ FN void prefetch_rows(const T* const* rows, index first, index count, index colu
     for (index c = 0; c < columns; c += 64 / static_cast<index>(sizeof(T))) prefetch(row + c * unit);
     prefetch(row + (columns - 1) * unit);
   }
-}
-
-// Elements p[0], p[unit], ...: any unit, also 0 and negative
-template <class T>
-FN typename Vec<T>::V load_strided(const T* p, index unit, index n) {
-  if (unit == 1) return load_lanes(p, n);
-  T part[Vec<T>::lanes] = {};
-  for (index i = 0; i < n; ++i) part[i] = p[i * unit];
-  return Vec<T>::load(part);
 }

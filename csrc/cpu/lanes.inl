@@ -1,0 +1,32 @@
+// Whole and partial vectors of arrays.
+
+// Vectors of columns [0, columns) with the number of valid lanes of each.
+template <class T, class Visit>
+FN void for_each_vector(index columns, Visit visit) {
+  index c = 0;
+  for (; c + Vec<T>::lanes <= columns; c += Vec<T>::lanes) visit(c, Vec<T>::lanes);
+  if (c < columns) visit(c, columns - c);
+}
+
+template <class T>
+FN typename Vec<T>::V load_lanes(const T* p, index n) {
+  return n == Vec<T>::lanes ? Vec<T>::load(p) : Vec<T>::load_part(p, n);
+}
+
+template <class T>
+FN void store_lanes(T* p, typename Vec<T>::V v, index n) {
+  if (n == Vec<T>::lanes) {
+    Vec<T>::store(p, v);
+  } else {
+    Vec<T>::store_part(p, v, fault(Fault::tail_lane_lost) ? n - 1 : n);
+  }
+}
+
+// Elements p[0], p[unit], ...: any unit, also 0 and negative
+template <class T>
+FN typename Vec<T>::V load_strided(const T* p, index unit, index n) {
+  if (unit == 1) return load_lanes(p, n);
+  T part[Vec<T>::lanes] = {};
+  for (index i = 0; i < n; ++i) part[i] = p[i * unit];
+  return Vec<T>::load(part);
+}

@@ -1,0 +1,184 @@
+"""One layer of the RNN as a function of tensors that autograd differentiates once.
+
+The backends get views of the tensors' memory: nothing is copied on the way in or out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.autograd import Function
+
+from .._backends.options import Array, Implementation, RnnOptions, empty
+from .._threads import override
+from . import dispatch
+
+_NOTHING = torch.empty(0)
+
+
+def rnn_layer(
+    x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """output (T, B, D * H), or (N, D * H) for packed rows x, and h_n (D, B, H), in memory of their own.
+
+    x is (T, B, I) or (N, I), h_0 (D, B, H) or None for zeros; there are D options, one for each direction; weights
+    are w_ih, w_hh and, unless there are no biases, b_ih, b_hh of each direction. Everything is of one dtype, on the
+    CPU, and fits; autograd sees nothing.
+    """
+    run = cast(Implementation, dispatch.backend()).rnn_forward
+    D, each = len(options), len(weights) // len(options)
+    x_, h_0_, arrays = _arrays(x, h_0, *weights)
+    token = override.set(torch.get_num_threads())
+    try:
+        if D == 1:
+            b_ih, b_hh = arrays[2:] or (None, None)
+            output, state = run(x_, None if h_0_ is None else h_0_[0], arrays[0], arrays[1], b_ih, b_hh, options[0])
+            h_n = state.reshape(1, *state.shape)  # of torch's strides, not [None]'s 0
+        else:
+            H, states = len(arrays[1]), []
+            output = empty((*x_.shape[:-1], D * H), x_.dtype)
+            for way in range(D):
+                w_ih, w_hh, *b = arrays[way * each : (way + 1) * each]
+                b_ih, b_hh = b or (None, None)
+                half = output[..., way * H : (way + 1) * H]
+                h = None if h_0_ is None else h_0_[way]
+                states.append(run(x_, h, w_ih, w_hh, b_ih, b_hh, options[way], half)[1])
+            h_n = np.stack(states)
+    finally:
+        override.reset(token)
+    return torch.from_numpy(output), torch.from_numpy(h_n)
+
+
+class RnnLayer(Function):
+    """rnn_layer with BPTT as its derivative.
+
+    Kept for backward: the arguments and the output. Where the output was modified in place meanwhile, it is computed
+    again, to the same bits.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return rnn_layer(x, h_0, options, *weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, h_0, ctx.options, *weights = inputs
+        ctx.set_materialize_grads(False)
+        # The tape is an alias of the output that does not count modifications, or autograd would refuse them; the
+        # witness counts them without holding the memory, so that hooks and checkpoints of saved tensors may free it.
+        ctx.save_for_backward(x, h_0, *weights, output[0].data)
+        ctx.witness = output[0].detach()
+        ctx.witness.data = _NOTHING
+        ctx.version = ctx.witness._version
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling():
+            gradients: tuple[Tensor | None, ...] = _backward_beside_the_graph(ctx, *upstream)
+            return gradients
+        return _backward(ctx, *upstream)
+
+
+# Function.apply, without its detour over inspect.signature: no torch.func transform is active where this is called.
+apply = super(Function, RnnLayer).apply
+
+
+def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+    if not torch.is_grad_enabled():
+        return _gradients(ctx, d_output, d_h_n)
+    with torch.no_grad():  # create_graph=True
+        gradients = _gradients(ctx, d_output, d_h_n)
+    leaves = [None if d is None else d.requires_grad_() for d in gradients]
+    return cast("tuple[Tensor | None, ...]", cast(Any, _FirstOrderOnly).apply(*leaves))
+
+
+_backward_beside_the_graph = _disable_dynamo(_backward)
+
+
+def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of x, h_0, options (none) and weights: those that are needed."""
+    need_x, need_h_0, _, *need_weights = ctx.needs_input_grad
+    if d_output is None and d_h_n is None:
+        return (None,) * len(ctx.needs_input_grad)
+    x, h_0, *weights, output = ctx.saved_tensors
+    if ctx.witness._version != ctx.version:
+        output, _ = rnn_layer(x, h_0, ctx.options, *weights)
+    run = cast(Implementation, dispatch.backend()).rnn_backward
+    D, each = len(ctx.options), len(weights) // len(ctx.options)
+    x_, h_0_, matrices = _arrays(x, h_0, *[w for w in weights if w.dim() == 2])
+    output_, d_h_n_, upstream = _arrays(output, d_h_n, *(() if d_output is None else (d_output,)))
+    d_output_ = upstream[0] if upstream else None
+    H = output_.shape[-1] // D
+    d_x: Array | None = None
+    d_h_0: list[Array] = []
+    d_weights: list[Array | None] = []
+    token = override.set(torch.get_num_threads())
+    try:
+        for way, options in enumerate(ctx.options):
+            first = way * each
+            w_ih, w_hh = matrices[2 * way : 2 * way + 2]
+            needed = need_weights[first : first + each]
+            wanted = {"x": need_x, "h_0": need_h_0, "w_ih": needed[0], "w_hh": needed[1], "b": any(needed[2:])}
+            half = np.s_[..., way * H : (way + 1) * H]
+            d = run(
+                None if d_output_ is None else d_output_[half],
+                None if d_h_n_ is None else d_h_n_[way],
+                output_[half],
+                x_,
+                None if h_0_ is None else h_0_[way],
+                w_ih,
+                w_hh,
+                options,
+                tuple(name for name, need in wanted.items() if need),
+            )
+            d_x = d.d_x if d_x is None else np.add(d_x, cast(Array, d.d_x), out=d_x)
+            if d.d_h_0 is not None:
+                d_h_0.append(d.d_h_0)
+            d_weights += [d.d_w_ih, d.d_w_hh]
+            if each == 4:  # two arrays: whoever gets one may write to it
+                d_b_hh = d.d_b.copy() if d.d_b is not None and all(needed[2:]) else d.d_b
+                d_weights += [d.d_b if needed[2] else None, d_b_hh if needed[3] else None]
+    finally:
+        override.reset(token)
+    d_states = None if not d_h_0 else d_h_0[0].reshape(1, *d_h_0[0].shape) if D == 1 else np.stack(d_h_0)
+    return (_tensor(d_x), _tensor(d_states), None, *map(_tensor, d_weights))
+
+
+class _FirstOrderOnly(Function):
+    """Gradients, as they are, whose own differentiation raises: it would silently miss the terms of the RNN."""
+
+    @staticmethod
+    def forward(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        raise NotImplementedError(
+            "fastrnn.torch.RNN: expected to be differentiated once, got a second derivative; torch.nn.RNN has it, and "
+            "so has fastrnn.torch.RNN in a process started with FASTRNN_DISABLE=1"
+        )
+
+
+def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Array | None, list[Array]]:
+    """The memory of tensors, which require no grad or are used where autograd is off."""
+    tensors = (x, *others) if h_0 is None else (x, *others, h_0)
+    try:
+        arrays = [tensor.numpy() for tensor in tensors]
+    except RuntimeError:  # a negation that is pending
+        arrays = [tensor.resolve_neg().numpy() for tensor in tensors]
+    arrays = [array if array.flags.aligned else array.copy() for array in arrays]
+    return arrays[0], None if h_0 is None else arrays.pop(), arrays[1:]
+
+
+def _tensor(array: Array | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)

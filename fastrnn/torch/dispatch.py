@@ -1,0 +1,85 @@
+"""Who computes: a backend of fastrnn, or torch.nn.RNN where none can; the latter is said once for each reason."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from .. import _backends
+from .._backends.options import Implementation
+
+PLAIN = (Tensor, Parameter)  # subclasses do as they like
+FLOATS = (torch.float32, torch.float64)
+
+_warned: set[str] = set()
+
+
+@cache
+def backend() -> Implementation | str:
+    """The functions of the backend that computes on the CPU, or why torch.nn.RNN does: "" where that was asked for.
+
+    FASTRNN_DISABLE and FASTRNN_BACKEND are read once, at the first forward. Raises ValueError and RuntimeError for
+    values that are impossible.
+    """
+    disable = os.environ.get("FASTRNN_DISABLE") or "0"
+    if disable not in ("0", "1"):
+        raise ValueError(f"FASTRNN_DISABLE: expected 0 or 1, got {disable!r}")
+    if disable == "1":
+        return ""
+    if os.environ.get("FASTRNN_BACKEND", "auto") == "auto":
+        candidates = [backend for backend in _backends.backends() if backend.device == "cpu"]
+        if next(backend.name for backend in candidates if backend.available) == "numpy":  # slower than torch.nn.RNN
+            missing = [f"{backend.name!r} is not: {backend.reason}" for backend in candidates if not backend.available]
+            return f"where no fast backend is available ({'; '.join(missing)})"
+    return _backends.get("auto")
+
+
+def surroundings() -> str | None:
+    """Why torch's own operators have to be called now, whatever the arguments are; None: no reason."""
+    if torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform"
+    if forward_ad._current_level >= 0:
+        return "inside forward-mode differentiation"
+    if torch._C._len_torch_dispatch_stack():
+        return "inside a mode that watches torch's operators (torch.export, FlopCounterMode, ...)"
+    if torch._C._get_tracing_state() is not None:
+        return "inside torch.jit.trace"
+    if torch.is_autocast_enabled("cpu"):
+        return "inside autocast"
+    return None
+
+
+def about(tensors: Iterable[Any]) -> str:
+    """Why a backend cannot take these tensors, while torch.nn.RNN can."""
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.device.type != "cpu":
+            return f"for tensors on device {tensor.device.type}"
+        if tensor.dtype not in FLOATS:
+            return f"for tensors of {tensor.dtype}"
+        if type(tensor) not in PLAIN:
+            return f"for tensors of type {type(tensor).__name__}"
+        if tensor.layout is not torch.strided:
+            return f"for tensors of layout {tensor.layout}"
+    return "for these arguments"
+
+
+def say_once(why: str) -> None:
+    """Warns that torch.nn.RNN computes; nothing for "", nor for a reason that was given before."""
+    if why and why not in _warned:
+        _warned.add(why)
+        warnings.warn(
+            f"fastrnn.torch.RNN runs at the speed of torch.nn.RNN, which computes {why}. FASTRNN_DISABLE=1 makes it do "
+            "so always, without this warning.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
