@@ -311,8 +311,11 @@ private:
 
   OperandRows<T> x_operand() const { return {lines_, p_.shape.I, x_rows_, p_.x.unit, nullptr, x_panels_}; }
   OperandRows<T> h_operand() const {
-    const index unit = copy_states_ ? 1 : p_.output.unit;
-    return {lines_,   p_.shape.H, h_rows_, unit, fault(Fault::recurrent_mask_ignored_in_d_w_hh) ? nullptr : mask_rows_,
+    return {lines_,
+            p_.shape.H,
+            h_rows_,
+            copy_states_ ? 1 : p_.output.unit,
+            fault(Fault::recurrent_mask_ignored_in_d_w_hh) ? nullptr : mask_rows_,
             h_panels_};
   }
 
