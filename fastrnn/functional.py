@@ -128,7 +128,7 @@ def rnn_backward(
     Numerics: tanh' = 1 - h^2; relu' = 0 where h <= 0, else 1 (where h is NaN too, as PyTorch has it). With "cpp", per
     dtype and instruction set, a row of d_x and d_h_0 is the same bits whatever T, B, the number of threads, alignment
     and strides; d_w_ih, d_w_hh and d_b are so for given (T, B, lengths). With "numba" and "numpy", the same call gives
-    the same bits on the same machine. The float64 gradients are within 1e-13 of complex-step derivatives, relative to each
+    the same bits on the same machine. Float64 gradients are within 1e-13 of complex-step derivatives, relative to each
     array's largest element; where most units saturate the relative error is eps / (1 - h^2), as for every BPTT that
     keeps only the output.
 

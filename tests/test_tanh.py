@@ -1,7 +1,8 @@
 """Promise 1: tanh in float32 is within 2 ULP on all 2^32 inputs on every instruction set, odd to the bit, |y| <= 1,
 never falling by more than 1 ULP between neighbours, NaN, infinities and signed zeros right; in float64 within 2 ULP
 on samples. The numba backend's tanh keeps the same. The full sweep: pytest -m nightly tests/test_tanh.py (at most 2
-minutes per instruction set on one core); here every 509th pattern, runs of neighbours in every binade, and the whole surroundings of every threshold.
+minutes per instruction set on one core); here every 509th pattern, runs of neighbours in every binade, and the whole
+surroundings of every threshold.
 """
 
 import time

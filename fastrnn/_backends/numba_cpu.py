@@ -123,7 +123,7 @@ class _Plan:
             self.lengths = np.searchsorted(-sizes, -np.arange(1, self.B + 1), side="right")
         self.ragged = options.lengths is not None
         T, B = self.T, max(self.B, 1)
-        self.steps = max(1, min(T, -(-CHUNK_ROWS // B), CHUNK_WORK // (B * H * (H + I))))
+        self.steps: int = max(1, min(T, -(-CHUNK_ROWS // B), CHUNK_WORK // (B * H * (H + I))))
         self.blas = B >= BLAS_ROWS and B * H * H >= BLAS_STEP
         self.slices = _slices(self.B, self.steps * B * H * H)
 
@@ -137,10 +137,10 @@ class _Plan:
         return found
 
     def row(self, t: int) -> int:
-        return int(self.first[t] if self.packed else t * self.B)
+        return int(self.first[t]) if self.packed else t * self.B
 
     @property
-    def chunk_rows(self) -> int:
+    def chunk_rows(self) -> int:  # of the largest chunk
         return min(self.steps * self.B, self.row(self.T) if self.T else 0)
 
     def missing(self, span: _Span) -> Array:
