@@ -51,11 +51,11 @@ def test_the_same_call_gives_the_same_bits(kernel: Kernel, dtype: str, case: Cas
 @native
 @pytest.mark.parametrize("case", SHAPES + LARGE, ids=SHAPE_IDS + LARGE_IDS)
 def test_threads_do_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> None:
-    """Three runs with each number of threads, forced row blocks among them, so that who computes what changes."""
+    """Runs with each number of threads, some with forced row blocks or slices of units: who computes what changes."""
     p = replace(case, dtype=dtype).build()
     want = run_both(kernel, p, threads=1)
     for threads in THREADS:
-        for tuning in (None, None, {"row_block": 1 + threads}):
+        for tuning in (None, None, {"row_block": 1 + threads}, {"slices": 1 + threads}):
             same_results(run_both(kernel, p, threads=threads, tuning=tuning), want, f"{threads} threads, {tuning}")
 
 
@@ -86,6 +86,7 @@ def test_tuning_does_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> 
     settings += [{"tile_rows": v} for v in range(1, 7)]
     settings += [{"row_block": v} for v in (1, 2, 3, 7, 16, 1000)]
     settings += [{"chunk_steps": v} for v in (1, 2, 3, 5, 64)]
+    settings += [{"slices": v} for v in (1, 2, 3, 16)]
     rng = np.random.default_rng(case.seed)
     for _ in range(12):
         low, high = (0, 1, 1, 1), (2, 7, 20, 12)
@@ -255,6 +256,8 @@ def test_random_paths(kernel: Kernel, dtype: str, case: Case) -> None:
             "row_block": int(rng.integers(1, 30)),
             "chunk_steps": int(rng.integers(1, 9)),
         }
+        if rng.random() < 0.3:
+            tuning |= {"row_block": 0, "slices": int(rng.integers(2, 6))}
         threads = int(rng.integers(1, 9))
         layout = str(rng.choice(LAYOUTS))
         q = p.but(x=with_layout(np.array(p.x), layout), w_hh=with_layout(p.w_hh, str(rng.choice(("fortran", layout)))))

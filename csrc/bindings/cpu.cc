@@ -204,10 +204,12 @@ Tuning tuning_of(const py::object& o) {
       t.tile_rows = value;
     } else if (key == "row_block") {
       t.row_block = value;
+    } else if (key == "slices") {
+      t.slices = value;
     } else if (key == "chunk_steps") {
       t.chunk_steps = value;
     } else {
-      throw py::value_error("tuning: expected hoist, tile_rows, row_block or chunk_steps, got " + key);
+      throw py::value_error("tuning: expected hoist, tile_rows, row_block, slices or chunk_steps, got " + key);
     }
   }
   return t;
@@ -378,9 +380,7 @@ double measure_fma_peak(const string& dtype, int threads, double seconds, const 
 
 double measure_read_bandwidth(index bytes, int threads, double seconds, const std::optional<string>& isa) {
   expect_measurable(threads, seconds);
-  if (bytes / threads < read_granule) {
-    refuse("bytes", "at least " + std::to_string(read_granule) + " for each thread");
-  }
+  if (bytes / threads < read_granule) refuse("bytes", "at least " + std::to_string(read_granule) + " for each thread");
   const InstructionSet& set = isa_named(isa);
   double bandwidth = 0;
   without_gil([&] { bandwidth = read_bandwidth(set, bytes, threads, seconds); });

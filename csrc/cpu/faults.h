@@ -17,6 +17,8 @@
   X(h_n_of_an_empty_row, "h_n of a row without steps is 0, not h_0")                                             \
   X(output_not_cleared, "output beyond a row's length keeps what was there")                                     \
   X(thread_block_missed, "with threads, the last block of batch rows is not computed")                           \
+  X(unit_slice_missed, "threads on one step: the last slice of the units is not computed, at one step")          \
+  X(unit_slice_missed_in_backward, "the same in BPTT")                                                           \
   X(packed_weights_stale, "frozen(): one packed weight is not the one that was given")                           \
   X(tail_lane_lost, "a vector that is not full is stored without its last lane")                                 \
   X(sum_block_skipped, "the canonical sum lacks its second block")                                               \

@@ -17,6 +17,7 @@
 #include "passes.h"
 #include "row_order.h"
 #include "split.h"
+#include "step_team.h"
 #include "sum_order.h"
 #include "workspace.h"
 
@@ -41,7 +42,8 @@ public:
         order_(problem.shape, rows_of(problem), problem.options.reverse && !fault(Fault::reverse_ignored_in_backward)),
         flops_per_row_(2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I + p_.shape.H)),
         threads_(useful_threads(threads, 2 * flops_per_row_ * static_cast<double>(order_.total()))),
-        blocks_(split_rows(p_.shape.B, threads_, k_.tile_rows, p_.tuning.row_block)),
+        slices_(step_slices(p_.shape, threads_, k_.tile_columns, p_.tuning.slices)),
+        blocks_(split_rows(p_.shape.B, slices_ > 1 ? 1 : threads_, k_.tile_rows, p_.tuning.row_block)),
         chunk_(gradient_steps(p_.shape.B) + (fault(Fault::d_w_blocks_by_threads) && threads_ > 1 ? 1 : 0)),
         row_(padded_row<T>(p_.shape.H)) {
     const Shape& n = p_.shape;
@@ -173,8 +175,12 @@ private:
       first_line_[s - begin] = lines_;
       lines_ += order_.active(s);
     }
-    parallel_for(blocks_.count, threads_, control_,
-                 [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+    if (slices_ > 1 && blocks_.count == 1) {
+      run_together();
+    } else {
+      parallel_for(blocks_.count, threads_, control_,
+                   [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+    }
     if (control_.stopped(true)) return;
     middle_phase();
     if (fault(Fault::d_w_block_skipped) && begin == 0 && end < order_.steps()) return;
@@ -183,7 +189,32 @@ private:
 
   // ---- 1. the sequential part
 
+  // All rows at once, each thread some units
+  void run_together() {
+    const index B = p_.shape.B;
+    const index steps = end_ - begin_ + (begin_ == 0 && p_.d_h_0.data ? 1 : 0);  // the last one: h_0
+    const index check = steps_per_check(flops_per_row_ * static_cast<double>(B));
+    StepTeam::run(steps, slices_, threads_, check, control_, [&](index i, index slice, int) {
+      const index s = end_ - 1 - i;
+      if (fault(Fault::unit_slice_missed_in_backward) && slice == slices_ - 1 && s == 1) return;
+      const Columns units = slice_units(slice, slices_, p_.shape.H, k_.tile_columns);
+      const index continues = order_.active(s + 1);
+      run_step(s, 0, continues, units, true);
+      if (s >= 0) run_step(s, continues, order_.active(s), units, false);
+    });
+    if (begin_ > 0) keep_carry(0, B);
+  }
+
+  // d_sum of the chunk's first step, for the chunk before it
+  void keep_carry(index first, index last) const {
+    const index rows = order_.active_in(begin_, first, last);
+    for (index r = first; r < first + rows; ++r) {
+      std::memcpy(carry_ + r * row_, d_sum(begin_, r), sizeof(T) * static_cast<std::size_t>(p_.shape.H));
+    }
+  }
+
   void run_block(index first, index last, int worker) {
+    const Columns units{0, p_.shape.H};
     const index per_check = steps_per_check(flops_per_row_ * static_cast<double>(last - first));
     const index rows_at_once = rows_per_check(flops_per_row_, k_.tile_rows);
     index unchecked = 0;
@@ -199,22 +230,19 @@ private:
         if (r > first && fault(Fault::row_slice_missed_in_backward)) break;
         const index end = r + rows_at_once < first + now ? r + rows_at_once : first + now;
         const index continues = first + later < end ? first + later : end;
-        run_step(s, r, continues, true);
-        run_step(s, continues > r ? continues : r, end, false);
+        run_step(s, r, continues, units, true);
+        run_step(s, continues > r ? continues : r, end, units, false);
       }
     }
     if (begin_ > 0) {
-      const index rows = order_.active_in(begin_, first, last);
-      for (index r = first; r < first + rows; ++r) {
-        std::memcpy(carry_ + r * row_, d_sum(begin_, r), sizeof(T) * static_cast<std::size_t>(p_.shape.H));
-      }
+      keep_carry(first, last);
     } else if (p_.d_h_0.data) {
-      run_step(-1, first, first + order_.active_in(0, first, last), true);
+      run_step(-1, first, first + order_.active_in(0, first, last), units, true);
     }
   }
 
   // Rows [first, last) at step s; s = -1 is h_0. continues: these rows have a step s + 1, the others end here.
-  void run_step(index s, index first, index last, bool continues) {
+  void run_step(index s, index first, index last, Columns units, bool continues) {
     if (first >= last) return;
     const RnnOptions<T>& o = p_.options;
     const index H = p_.shape.H;
@@ -258,6 +286,7 @@ private:
     BackwardStep<T> step;
     step.rows = last - first;
     step.H = H;
+    step.units = units;
     step.w_hh_t = w_hh_t_;
     if (continues) {
       step.d_sum_next = next;
@@ -329,7 +358,7 @@ private:
     RowProduct<T> product;
     product.rows = last - first;
     product.terms = p_.shape.H;
-    product.outputs = p_.shape.I;
+    product.outputs = Columns{0, p_.shape.I};
     product.a = from;
     product.weights = w_ih_t_;
     product.out = to;
@@ -416,6 +445,7 @@ private:
   RowOrder order_;
   double flops_per_row_;
   int threads_;
+  index slices_;  // threads on one step
   RowBlocks blocks_;
   index chunk_;  // steps
   index row_;    // elements between d_sum rows

@@ -11,6 +11,7 @@
 #include "passes.h"
 #include "row_order.h"
 #include "split.h"
+#include "step_team.h"
 #include "sum_order.h"
 #include "workspace.h"
 
@@ -45,7 +46,8 @@ public:
         order_(problem.shape, problem.options.rows, problem.options.reverse),
         flops_per_row_(2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I + p_.shape.H)),
         threads_(useful_threads(threads, flops_per_row_ * static_cast<double>(order_.total()))),
-        blocks_(split_rows(p_.shape.B, threads_, k_.tile_rows, p_.tuning.row_block)) {
+        slices_(step_slices(p_.shape, threads_, k_.tile_columns, p_.tuning.slices)),
+        blocks_(split_rows(p_.shape.B, slices_ > 1 ? 1 : threads_, k_.tile_rows, p_.tuning.row_block)) {
     const Shape& n = p_.shape;
     const bool pack_now = !packed && worth_packing(order_.steps(), n.B, k_.tile_rows);
     PackedParts<T> parts;
@@ -87,6 +89,7 @@ public:
   }
 
   void run() {
+    if (slices_ > 1 && blocks_.count == 1) return run_together();
     parallel_for(blocks_.count, threads_, control_, [this](index block, int worker) {
       if (fault(Fault::thread_block_missed) && threads_ > 1 && block == blocks_.count - 1) return;
       run_block(blocks_.first(block), blocks_.last(block), worker);
@@ -106,8 +109,22 @@ private:
     return to;
   }
 
+  // All rows at once, each thread some units
+  void run_together() {
+    const index H = p_.shape.H, B = p_.shape.B;
+    const index chunk = most_block_rows / B;
+    const index check = steps_per_check(flops_per_row_ * static_cast<double>(B));
+    StepTeam::run(order_.steps(), slices_, threads_, check, control_, [&](index s, index slice, int worker) {
+      if (fault(Fault::unit_slice_missed) && slice == slices_ - 1 && s == 1) return;
+      const Columns units = slice_units(slice, slices_, H, k_.tile_columns);
+      if (s % chunk == 0) project(s, s + chunk < order_.steps() ? s + chunk : order_.steps(), 0, B, units, worker);
+      run_step(s, 0, B, units, true, worker);
+    });
+    finish_rows(0, B);
+  }
+
   void run_block(index first, index last, int worker) {
-    const Shape& n = p_.shape;
+    const Columns units{0, p_.shape.H};
     const index rows = last - first;
     const index steps = order_.active_in(0, first, last) > 0 ? order_.length(first) : 0;
     const bool hoist = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows;
@@ -117,15 +134,21 @@ private:
     for (index s = 0; s < steps; s += chunk) {
       if (control_.stopped(worker == 0)) return;
       const index end = s + chunk < steps ? s + chunk : steps;
-      if (hoist) project(s, end, first, last, worker);
+      if (hoist) project(s, end, first, last, units, worker);
       for (index step = s; step < end; ++step) {
         for (index r = first; r < last; r += rows_at_once) {
           if (r > first && control_.stopped(worker == 0)) return;
           if (r > first && fault(Fault::row_slice_missed)) break;
-          run_step(step, r, r + rows_at_once < last ? r + rows_at_once : last, hoist, worker);
+          run_step(step, r, r + rows_at_once < last ? r + rows_at_once : last, units, hoist, worker);
         }
       }
     }
+    finish_rows(first, last);
+  }
+
+  // h_n, and zeros beyond the rows' lengths
+  void finish_rows(index first, index last) const {
+    const Shape& n = p_.shape;
     for (index r = first; r < last; ++r) {
       const index length = order_.length(r);
       const T* h_n = length > 0 ? order_.at(p_.output, order_.time(length - 1, r), r) : initial(r);
@@ -140,7 +163,7 @@ private:
   }
 
   // output = b + w_ih x for steps [s, end) of the block
-  void project(index s, index end, index first, index last, int worker) {
+  void project(index s, index end, index first, index last, Columns units, int worker) {
     const T* x[most_block_rows];
     T* out[most_block_rows];
     index lines = 0;
@@ -155,7 +178,7 @@ private:
     RowProduct<T> product;
     product.rows = lines;
     product.terms = p_.shape.I;
-    product.outputs = p_.shape.H;
+    product.outputs = units;
     product.a = x;
     product.weights = w_ih_;
     product.bias = bias_;
@@ -164,7 +187,7 @@ private:
     k_.row_product(product);
   }
 
-  void run_step(index s, index first, index last, bool hoisted, int worker) {
+  void run_step(index s, index first, index last, Columns units, bool hoisted, int worker) {
     const RnnOptions<T>& o = p_.options;
     const index H = p_.shape.H;
     const T* x[most_block_rows];
@@ -200,6 +223,7 @@ private:
     step.rows = rows;
     step.I = p_.shape.I;
     step.H = H;
+    step.units = units;
     step.x = hoisted ? nullptr : x;
     step.x_next = hoisted || x_rows_ ? nullptr : x_next;
     step.state = state;
@@ -220,6 +244,7 @@ private:
   RowOrder order_;
   double flops_per_row_;
   int threads_;
+  index slices_;  // threads on one step
   RowBlocks blocks_;
   Workspace memory_;
   Weights<T> w_ih_, w_hh_;

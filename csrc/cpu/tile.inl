@@ -177,10 +177,10 @@ FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Produ
   }
 }
 
-// Sums x, then h, for all outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
+// Sums x, then h, for the outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
 template <class T, class Begin, class Finish>
-FN void sum_tiles(index rows, index outputs, index tile_rows, const Product<T>& x, const Product<T>& h, Begin begin,
+FN void sum_tiles(index rows, Columns outputs, index tile_rows, const Product<T>& x, const Product<T>& h, Begin begin,
                   Finish finish) {
   using G = Tile<T>;
   alignas(64) T s[G::sum_size];
@@ -189,10 +189,10 @@ FN void sum_tiles(index rows, index outputs, index tile_rows, const Product<T>& 
   if (tiles.count == 0) return;
   const bool packed = (x.weights.packed || x.terms == 0) && (h.weights.packed || h.terms == 0);
   const index group = packed ? G::group(tiles.size(0)) : G::unpacked_group(tiles.size(0));
-  for (index column = 0; column < outputs;) {
-    const index full = (outputs - column) / G::columns;  // panels left
+  for (index column = outputs.first; column < outputs.last;) {  // at the start of a panel
+    const index full = (outputs.last - column) / G::columns;    // panels left
     const index panels = full >= group ? group : full > 0 ? 1 : 0;
-    const index columns = panels > 0 ? panels * G::columns : outputs - column;
+    const index columns = panels > 0 ? panels * G::columns : outputs.last - column;
     const index vectors = panels > 0 ? panels * G::panel_vectors : (columns + G::lanes - 1) / G::lanes;
     TileAt at{0, 0, column, columns, vectors * G::lanes};
     for (index tile = 0; tile < tiles.count; ++tile, at.row += at.rows) {
