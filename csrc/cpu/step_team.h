@@ -3,7 +3,8 @@
 //
 // No thread is waited for that has not begun: a slice is claimed for one step at a time, and who finds another one's
 // slice unclaimed for long works it out as well. So one thread alone gets everything done, late ones join where the
-// others are, and the results do not depend on who computed what.
+// others are, and the results do not depend on who computed what. When the caller had to wait for a thread that lost
+// its core in the middle of a step, it goes on alone for some steps, each time for longer.
 #pragma once
 
 #include <atomic>
@@ -41,7 +42,9 @@ private:
     for (index s = slice_[own].finished.load(std::memory_order_acquire); s < steps_; ++s) {
       if (s % steps_per_check_ == 0 && control_.stopped(worker == 0)) return;
       if (!await_all(s, worker, work)) return;
-      if (attempt(own, s, worker, work)) slice_[own].present.store(true, std::memory_order_relaxed);
+      if (may_claim(s, worker) && attempt(own, s, worker, work)) {
+        slice_[own].present.store(true, std::memory_order_relaxed);
+      }
     }
     await_all(steps_, worker, work);
   }
@@ -54,6 +57,8 @@ private:
     }
     return true;
   }
+
+  bool may_claim(index s, int worker) const { return worker == 0 || s >= alone_until_.load(std::memory_order_relaxed); }
 
   // Claims the slice for step s and works it out, unless somebody has it
   template <class Work>
@@ -72,14 +77,20 @@ private:
     if (slice.finished.load(std::memory_order_acquire) >= wanted) return true;
     for (index spins = 0;; ++spins) {
       const bool patient = spins < patience && slice.present.load(std::memory_order_relaxed);
-      if (!patient && slice.claimed.load(std::memory_order_relaxed) <= step) {
+      if (!patient && may_claim(step, worker) && slice.claimed.load(std::memory_order_relaxed) <= step) {
         slice.present.store(false, std::memory_order_relaxed);
         attempt(q, step, worker, work);
       }
       if (slice.finished.load(std::memory_order_acquire) >= wanted) return true;
       if (spins % patience == patience - 1) {
         if (control_.stopped(worker == 0)) return false;
-        if (spins > 32 * patience) std::this_thread::yield();
+        if (spins > 32 * patience) {
+          if (worker == 0 && alone_until_.load(std::memory_order_relaxed) <= step) {
+            alone_until_.store(wanted + alone_for_, std::memory_order_relaxed);
+            alone_for_ = 2 * alone_for_;
+          }
+          std::this_thread::yield();
+        }
       }
       relax();
     }
@@ -89,6 +100,8 @@ private:
 
   const index steps_, slices_, steps_per_check_;
   CallControl& control_;
+  std::atomic<index> alone_until_{0};  // the step from which other threads than the caller's may claim
+  index alone_for_ = 64;               // steps; the caller's
   Slice slice_[most_step_slices];
 };
 
