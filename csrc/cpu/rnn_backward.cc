@@ -112,12 +112,8 @@ private:
       if (control_.stopped(true)) return;
       run_chunk(end > chunk_ ? end - chunk_ : 0, end);
     }
-    if (p_.d_h_0.data) {
-      for (index r = order_.active(0); r < p_.shape.B; ++r) copy_last_to_first(r);
-    }
   }
 
-private:
   static const RowMap& rows_of(const BackwardProblem<T>& problem) {
     static constexpr RowMap all;
     const RowMap& rows = problem.options.rows;

@@ -100,14 +100,20 @@ def _get(name: str, device: str) -> Implementation:
     return backend.functions
 
 
-def _fastest(device: str) -> Implementation:
+def fastest(device: str) -> tuple[Backend, list[str]]:
+    """The fastest backend that can run, and why the faster ones cannot."""
     missing = []
     for name in [name for where, name in _FILES if where == device]:
         backend = _load(device, name)
-        if backend.functions is not None:
+        if backend.available:
             break
         missing.append(f"{name!r} is not available: {backend.reason}")
+    return backend, missing
+
+
+def _fastest(device: str) -> Implementation:
+    backend, missing = fastest(device)
     if missing:
-        message = f"fastrnn runs on the slower backend {name!r} ({'; '.join(missing)}). See `fastrnn info`."
+        message = f"fastrnn runs on the slower backend {backend.name!r} ({'; '.join(missing)}). See `fastrnn info`."
         warnings.warn(message, RuntimeWarning, stacklevel=4)
     return cast(Implementation, backend.functions)
