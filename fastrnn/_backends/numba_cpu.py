@@ -184,10 +184,11 @@ class _Rows:
 
 
 def _product(a: Array, w: Array, out: Array, blas: bool) -> None:
-    """out = a @ w; w and out are C-contiguous, and a where BLAS does not do it."""
+    """out = a @ w; w and out are C-contiguous, and a or its transpose."""
     if not blas:
-        a, multiply = np.ascontiguousarray(a), kernels(a.dtype).multiply
-        _run(lambda r0, r1: multiply(a, w, out, r0, r1, 0), _slices(len(a), len(a) * w.size))
+        turned, multiply = not a.flags.c_contiguous, kernels(a.dtype).multiply
+        left = a.T if turned else a
+        _run(lambda r0, r1: multiply(left, w, out, r0, r1, 0, turned), _slices(len(a), len(a) * w.size))
         return
     rows = max(1, CHUNK_WORK // max(1, w.size))  # between the pieces Ctrl-C is seen
     for r in range(0, len(a), rows):
