@@ -62,6 +62,11 @@ def test_every_element_within_bound_in_every_layout(kernel: Any, dtype: str, lay
     check_backward(kernel, Case(T=4, B=6, I=18, H=33, layout=layout, lengths="packed", dtype=dtype))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_every_element_within_bound_where_chunks_of_steps_are_staged(kernel: Any, dtype: str, reverse: bool) -> None:
+    check_backward(kernel, Case(T=301, B=17, I=5, H=9, reverse=reverse, dtype=dtype, layout="negative_all"))
+
+
 @pytest.mark.parametrize("gain", [0.0, 1.5, 20.0])
 def test_every_element_within_bound_for_chaotic_and_saturated_weights(kernel: Any, dtype: str, gain: float) -> None:
     check_backward(kernel, Case(T=33, B=3, I=9, H=33, gain=gain, dtype=dtype))
