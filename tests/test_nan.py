@@ -195,6 +195,17 @@ def test_bad_weights_are_not_hidden(kernel: Kernel, dtype: str) -> None:
     assert np.isnan(output[1]).all()
 
 
+def test_bad_weights_do_not_reach_d_x_beyond_a_rows_length(kernel: Kernel, dtype: str) -> None:
+    p = Case(T=5, B=3, I=5, H=9, dtype=dtype).build()
+    p = p.but(lengths=np.array([5, 0, 2]))
+    output, _ = kernel.forward(p)
+    p.w_ih[4, 2] = np.inf
+    d_x = kernel.backward(p, output).d_x
+    beyond = np.arange(5)[:, None] >= p.lengths
+    assert not d_x[beyond].any()
+    assert not np.isfinite(d_x[~beyond][:, 2]).any()
+
+
 def test_relu_of_special_sums(kernel: Kernel, dtype: str) -> None:
     """relu(NaN) = NaN, relu(-0) = relu(-inf) = +0, relu(inf) = inf; relu' = [h > 0]."""
     H = 5

@@ -27,6 +27,7 @@ from .options import NEEDS, Array, RnnGradients, RnnOptions, empty
 
 CHUNK_ROWS = 1024  # data rows of one chunk of time steps
 CHUNK_WORK = 150_000_000  # multiply-adds of one chunk: some 10 ms, so that Ctrl-C is seen in time
+BLAS_WORK = 500_000_000  # of one BLAS call: its threads meet at the end of each, dear where they get no core
 PARALLEL_WORK = 2_000_000  # multiply-adds that pay for waking threads
 # From so many rows and multiply-adds of a step on NumPy's BLAS is faster than the loops.
 BLAS_ROWS = 8
@@ -184,12 +185,13 @@ class _Rows:
 
 
 def _product(a: Array, w: Array, out: Array, blas: bool) -> None:
-    """out = a @ w; w and out are C-contiguous, and a where BLAS does not do it."""
+    """out = a @ w; w and out are C-contiguous, and a or its transpose."""
     if not blas:
-        a, multiply = np.ascontiguousarray(a), kernels(a.dtype).multiply
-        _run(lambda r0, r1: multiply(a, w, out, r0, r1, 0), _slices(len(a), len(a) * w.size))
+        turned, multiply = not a.flags.c_contiguous, kernels(a.dtype).multiply
+        left = a.T if turned else a
+        _run(lambda r0, r1: multiply(left, w, out, r0, r1, 0, turned), _slices(len(a), len(a) * w.size))
         return
-    rows = max(1, CHUNK_WORK // max(1, w.size))  # between the pieces Ctrl-C is seen
+    rows = max(1, BLAS_WORK // max(1, w.size))  # between the pieces Ctrl-C is seen
     for r in range(0, len(a), rows):
         np.matmul(a[r : r + rows], w, out=out[r : r + rows])
 

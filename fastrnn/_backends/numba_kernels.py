@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
 from .options import Array
@@ -107,6 +109,97 @@ def _tanh_of(x: Any) -> Callable[[Any], Any]:
     return tanh_float32 if x == types.float32 else tanh_float64
 
 
+# ---- The inner product in LLVM's terms: rows x vectors of outputs stay in registers over a block of k
+
+
+def _tiles(rows: int, *vectors: int) -> Any:
+    """out[b] (+)= a[b - a0, k : k + size] @ w[k : k + size] for b0 <= b < b1, a multiple of `rows`; + where k > 0.
+
+    One output is one ascending chain of fmuladd, an FMA where the CPU has it, whatever tile computes it. Columns are
+    taken in tiles of so many vectors of 32 bytes; what is left by one vector that ends with the last column, or one by
+    one where there are fewer than a vector holds. Where `turned`, a holds its columns as rows.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, w, out = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in range(3))
+        b0, b1, a0, turned, k0, size = arguments[3:]
+        (_, K_a), (_, H) = (cgutils.unpack_tuple(builder, array.shape, 2) for array in (a, w))
+        scalar, integer = context.get_value_type(signature.args[0].dtype), H.type
+        align = context.get_abi_sizeof(scalar)
+        lanes, i32 = 32 // align, ir.IntType(32)
+        one, lane_0 = integer(1), i32(0)
+        row_step = builder.select(turned, one, K_a)
+        k_step = builder.select(turned, K_a, one)
+
+        def at(data: Any, row: Any, row_size: Any, column: Any) -> Any:
+            return builder.gep(data, [builder.add(builder.mul(row, row_size), column)])
+
+        def tile(b: Any, j: Any, count: int, width: int, done: Any) -> None:
+            """Outputs b.., j..; lanes that are `done` already have this block of k."""
+            kind = ir.VectorType(scalar, width)
+            fmuladd = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.v{width}f{8 * align}"
+            )
+            sums = [[cgutils.alloca_once(builder, kind) for _ in range(count)] for _ in range(rows)]
+            for row in sums:
+                for s in row:
+                    builder.store(kind(None), s)
+            first = at(a.data, builder.sub(b, a0), row_step, builder.mul(k0, k_step))
+
+            def vectors_at(data: Any, row: Any) -> list[Any]:
+                places = [at(data, row, H, builder.add(j, integer(c * width))) for c in range(count)]
+                return [builder.bitcast(place, kind.as_pointer()) for place in places]
+
+            with cgutils.for_range(builder, size) as loop:
+                k = loop.index
+                factors = [builder.load(v, align=align) for v in vectors_at(w.data, builder.add(k0, k))]
+                for r in range(rows):
+                    place = at(first, integer(r), row_step, builder.mul(k, k_step))
+                    lane = builder.insert_element(kind(ir.Undefined), builder.load(place), lane_0)
+                    spread = builder.shuffle_vector(lane, lane, ir.VectorType(i32, width)([0] * width))
+                    for s, factor in zip(sums[r], factors, strict=True):
+                        builder.store(builder.call(fmuladd, [spread, factor, builder.load(s)]), s)
+            more = builder.icmp_signed(">", k0, integer(0))
+            for r in range(rows):
+                for s, place in zip(sums[r], vectors_at(out.data, builder.add(b, integer(r))), strict=True):
+                    with builder.if_then(more):
+                        before = builder.load(place, align=align)
+                        added = builder.fadd(before, builder.load(s))
+                        builder.store(builder.select(done, before, added) if done else added, s)
+                    builder.store(builder.load(s), place, align=align)
+
+        def columns(start: Any, stop: Any, count: int, width: int, done: Any = None) -> None:
+            across = cgutils.for_range_slice(builder, start, stop, integer(count * width), intp=integer)
+            down = cgutils.for_range_slice(builder, b0, b1, integer(rows), intp=integer)
+            with across as (j, _), down as (b, _):
+                tile(b, j, count, width, done)
+
+        start = integer(0)
+        for count in vectors:  # powers of two, falling to 1
+            stop = builder.and_(H, integer(-count * lanes))
+            columns(start, stop, count, lanes)
+            start = stop
+        with builder.if_else(builder.icmp_signed("<", H, integer(lanes))) as (narrow, wide):
+            with narrow:
+                columns(start, H, 1, 1)
+            with wide, builder.if_then(builder.icmp_signed("<", start, H)):
+                new = builder.insert_element(ir.VectorType(integer, lanes)(ir.Undefined), builder.sub(H, start), lane_0)
+                new = builder.shuffle_vector(new, new, ir.VectorType(i32, lanes)([0] * lanes))
+                done = builder.icmp_signed("<", new, new.type(list(range(lanes, 0, -1))))
+                columns(builder.sub(H, integer(lanes)), H, 1, lanes, done)
+        return context.get_dummy_value()
+
+    def typed(
+        context: Any, a: Any, w: Any, out: Any, b0: Any, b1: Any, a0: Any, turned: Any, k: Any, size: Any
+    ) -> tuple[Any, Any]:
+        return types.void(a, w, out, *[types.int64] * 3, types.boolean, types.int64, types.int64), generate
+
+    return intrinsic(typed)
+
+
+_tile_1, _tile_2, _tile_4 = _tiles(1, 8, 4, 2, 1), _tiles(2, 4, 2, 1), _tiles(4, 2, 1)
+
+
 # ---- Kernels: batch rows b0..b1, steps i0..i1 in the order of processing. Row b of step t is row first[t] + b of the
 # data (t * B + b where first is empty: padded rows), and exists where t < lengths[b]; base is the first row that the
 # chunk's arrays hold. Options that are not given are empty arrays. With w of size 0 the caller multiplies: then a call
@@ -119,46 +212,22 @@ def _row(first: Array, lengths: Array, t: int, b: int) -> int:
 
 
 @register_jitable
-def _multiply(a: Array, w: Array, out: Array, b0: int, b1: int, a0: int) -> None:
-    """out[b] = a[b - a0] @ w. The innermost loops run over the outputs; four rows share what they load of w."""
-    K, H = w.shape
-    fours = b0 + (b1 - b0) // 4 * 4
-    for b in range(b0, fours, 4):
-        a_0, a_1, a_2, a_3 = a[b - a0], a[b + 1 - a0], a[b + 2 - a0], a[b + 3 - a0]
-        out_0, out_1, out_2, out_3 = out[b], out[b + 1], out[b + 2], out[b + 3]
-        out[b : b + 4, :] = 0
-        for k in range(0, K - 3, 4):
-            p0, p1, p2, p3 = a_0[k], a_0[k + 1], a_0[k + 2], a_0[k + 3]
-            q0, q1, q2, q3 = a_1[k], a_1[k + 1], a_1[k + 2], a_1[k + 3]
-            r0, r1, r2, r3 = a_2[k], a_2[k + 1], a_2[k + 2], a_2[k + 3]
-            s0, s1, s2, s3 = a_3[k], a_3[k + 1], a_3[k + 2], a_3[k + 3]
-            for h in range(H):
-                w0, w1, w2, w3 = w[k, h], w[k + 1, h], w[k + 2, h], w[k + 3, h]
-                out_0[h] += (p0 * w0 + p1 * w1) + (p2 * w2 + p3 * w3)
-                out_1[h] += (q0 * w0 + q1 * w1) + (q2 * w2 + q3 * w3)
-                out_2[h] += (r0 * w0 + r1 * w1) + (r2 * w2 + r3 * w3)
-                out_3[h] += (s0 * w0 + s1 * w1) + (s2 * w2 + s3 * w3)
-        for k in range(K - K % 4, K):
-            p0, q0, r0, s0 = a_0[k], a_1[k], a_2[k], a_3[k]
-            for h in range(H):
-                out_0[h] += p0 * w[k, h]
-                out_1[h] += q0 * w[k, h]
-                out_2[h] += r0 * w[k, h]
-                out_3[h] += s0 * w[k, h]
-    for b in range(fours, b1):
-        a_0, out_0 = a[b - a0], out[b]
-        out_0[:] = 0
-        for k in range(0, K - 7, 8):
-            p0, p1, p2, p3 = a_0[k], a_0[k + 1], a_0[k + 2], a_0[k + 3]
-            q0, q1, q2, q3 = a_0[k + 4], a_0[k + 5], a_0[k + 6], a_0[k + 7]
-            for h in range(H):
-                s = (p0 * w[k, h] + p1 * w[k + 1, h]) + (p2 * w[k + 2, h] + p3 * w[k + 3, h])
-                s += (q0 * w[k + 4, h] + q1 * w[k + 5, h]) + (q2 * w[k + 6, h] + q3 * w[k + 7, h])
-                out_0[h] += s
-        for k in range(K - K % 8, K):
-            p0 = a_0[k]
-            for h in range(H):
-                out_0[h] += p0 * w[k, h]
+def _multiply(a: Array, w: Array, out: Array, b0: int, b1: int, a0: int, turned: bool) -> None:
+    """out[b] = a[b - a0] @ w for the rows b0..b1; where `turned`, a holds its columns as rows."""
+    K = len(w)
+    fours = b1 - (b1 - b0) % 4
+    twos = b1 - (b1 - b0) % 2
+    if b0 < fours:
+        for k in range(0, max(K, 1), 128):
+            _tile_4(a, w, out, b0, fours, a0, turned, k, min(K - k, 128))
+    if fours < b1:
+        block = 8 if w.size * w.itemsize > 1 << 20 else 128  # a w that no cache holds is read along its rows
+        for k in range(0, max(K, 1), block):
+            size = min(K - k, block)
+            if fours < twos:
+                _tile_2(a, w, out, fours, twos, a0, turned, k, size)
+            if twos < b1:
+                _tile_1(a, w, out, twos, b1, a0, turned, k, size)
 
 
 @register_jitable
@@ -203,7 +272,7 @@ def _forward(
         t = T - 1 - i if reverse else i
         if w.size:
             _enter(states, entering, first, lengths, reset, mask, t, b0, b1)
-            _multiply(entering, w, product, b0, b1, 0)
+            _multiply(entering, w, product, b0, b1, 0, False)
         for b in range(b0, b1 if i >= 0 else b0):
             r = _row(first, lengths, t, b)
             if t >= lengths[b]:
@@ -312,7 +381,7 @@ def _backward(
                     p = zero if restart else before[h]
                     entering[r - base, h] = p * mask[b, h] if mask.size else p
         if w.size:
-            _multiply(d_z, w, product, b0, last, base - _row(first, lengths, t, 0))
+            _multiply(d_z, w, product, b0, last, base - _row(first, lengths, t, 0), False)
             _leave(carry, product, first, lengths, reset, mask, keep, t, b0, b1)
 
 
@@ -326,7 +395,7 @@ class Kernels(NamedTuple):
 
 # F: floats that are written, f: that are read, i: int64, b: bool; the number of dimensions
 _SIGNATURES = {
-    _multiply: "f2 f2 F2 i i i",
+    _multiply: "f2 f2 F2 i i i b",
     _forward: "F2 f1 f2 F2 F2 F2 i1 i1 b1 f2 b2 b b i i i i i i",
     _backward: "F2 f2 f2 i F2 f2 f2 F2 F2 i1 i1 b1 f2 b2 b b i i i i i i",
 }
