@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from . import limits
-from .arms import Arm, Maker, Problem, equal_threads
+from .arms import OPS, Arm, Maker, Problem, equal_threads
 from .check import Error, Truth
 from .shapes import Shape
 from .timing import Spread, interleave
 
-OPS = ("forward", "training")
 REFERENCE = "numpy"
 
 
@@ -63,8 +62,8 @@ def _row(shape: Shape, makers: Mapping[str, Maker], dtype: str, threads: int, bu
                 figures.append(figure)
 
     right = [name for name, errors in checked.items() if _right(errors)]
-    calls = {(name, op): getattr(arms[name], op) for name in right for op in OPS}
-    spins = {(name, op) for name in right for op in OPS if arms[name].spins and threads > 1}
+    calls = {(name, op): getattr(arms[name], op) for name in right for op in arms[name].ops}
+    spins = {(name, op) for name, op in calls if arms[name].spins and threads > 1}
     times = interleave(calls, budget=budget, each_round=measure_limits, spins=spins) if calls else {}
     peak, bandwidth = (Spread(tuple(figures)) if figures else None for figures in (peaks, bandwidths))
 
@@ -135,11 +134,12 @@ def _mean_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> float:
 
 
 def _check(arm: Arm, truth: Truth) -> dict[str, Error]:
-    """The worse of the errors of a training call and of a forward call, for each array."""
-    errors = truth.judge(arm.training())
-    for name, error in truth.judge(arm.forward()).items():
-        if not error.value <= errors[name].value:
-            errors[name] = error
+    """The worse of the errors of a forward call and of a training call, for each array."""
+    errors: dict[str, Error] = {}
+    for op in reversed(arm.ops):
+        for name, error in truth.judge(arm.results(op)).items():
+            if name not in errors or not error.value <= errors[name].value:
+                errors[name] = error
     return errors
 
 
