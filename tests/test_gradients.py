@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import oracle
-from helpers.cases import BROADCASTS, GRADIENTS, LAYOUTS, NEEDS, SIZES, Case, random_cases
+from helpers.cases import BROADCASTS, GRADIENTS, LAYOUTS, NEEDS, SIZES, WIDE, Case, random_cases
 from helpers.checks import adjoint_gap, check_backward, complex_step_errors
 from helpers.compare import assert_all_same_bits, assert_same_bits, rms
+
+import fastrnn
 
 SMALL = [replace(c, T=min(c.T, 5), B=min(c.B, 4), I=min(c.I, 4), H=min(c.H, 5)) for c in random_cases(36, seed=31)]
 GRID = random_cases(44, seed=32)
@@ -54,6 +56,11 @@ def test_every_element_within_bound_at_every_size(kernel: Any, dtype: str, case:
 @pytest.mark.parametrize("case", BIG, ids=lambda case: case.id)
 def test_every_element_within_bound_large(kernel: Any, dtype: str, case: Case) -> None:
     check_backward(kernel, replace(case, dtype=dtype))
+
+
+def test_every_element_within_bound_of_wide_rows(kernel: Any) -> None:
+    with fastrnn.threads(1):
+        check_backward(kernel, WIDE)
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *BROADCASTS])

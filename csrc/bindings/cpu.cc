@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <exception>
 #include <initializer_list>
 #include <map>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/faults.h"
 #include "cpu/passes.h"
 #include "cpu/probe.h"
 
@@ -202,10 +204,12 @@ Tuning tuning_of(const py::object& o) {
       t.tile_rows = value;
     } else if (key == "row_block") {
       t.row_block = value;
+    } else if (key == "slices") {
+      t.slices = value;
     } else if (key == "chunk_steps") {
       t.chunk_steps = value;
     } else {
-      throw py::value_error("tuning: expected hoist, tile_rows, row_block or chunk_steps, got " + key);
+      throw py::value_error("tuning: expected hoist, tile_rows, row_block, slices or chunk_steps, got " + key);
     }
   }
   return t;
@@ -376,7 +380,7 @@ double measure_fma_peak(const string& dtype, int threads, double seconds, const 
 
 double measure_read_bandwidth(index bytes, int threads, double seconds, const std::optional<string>& isa) {
   expect_measurable(threads, seconds);
-  expect(bytes / threads >= read_granule, "bytes", "at least " + std::to_string(read_granule) + " for each thread");
+  if (bytes / threads < read_granule) refuse("bytes", "at least " + std::to_string(read_granule) + " for each thread");
   const InstructionSet& set = isa_named(isa);
   double bandwidth = 0;
   without_gil([&] { bandwidth = read_bandwidth(set, bytes, threads, seconds); });
@@ -453,6 +457,16 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
       py::arg("recurrent_mask") = py::none(), py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(),
       py::arg("tuning") = py::none());
 
+#if FASTRNN_FAULTS
+  choose_fault(std::getenv("FASTRNN_FAULT"));
+  py::dict faults;
+  m.attr("active_fault") = py::none();
+  for (const FaultEntry& entry : known_faults()) {
+    faults[entry.name] = entry.what;
+    if (entry.fault == active_fault) m.attr("active_fault") = entry.name;
+  }
+  m.attr("faults") = faults;
+#endif
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());
   m.def("isas", &isas);
   m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });

@@ -1,6 +1,7 @@
 // What one instruction set consists of: included by isa_*.cc after FASTRNN_VEC, FASTRNN_NAMESPACE and FASTRNN_ISA_NAME.
 // Everything below has internal linkage: FASTRNN_NAMESPACE lies in an anonymous namespace.
 
+#include "faults.h"
 #include "kernels.h"
 #include "sum_order.h"
 

@@ -155,7 +155,7 @@ def _thread_count() -> dict[str, Any]:
 
 
 def _backends() -> dict[str, Any]:
-    backends = fastrnn.backends()
+    backends = [_registry._load(b.device, b.name) for b in fastrnn.backends()]  # numba is imported here, not looked for
     rows = [{"name": b.name, "device": b.device, "available": b.available, "reason": b.reason} for b in backends]
     found: dict[str, Any] = {
         "auto": next((b.name for b in backends if b.available), None),
