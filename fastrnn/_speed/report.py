@@ -128,6 +128,23 @@ def geometric_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, di
     return means
 
 
+def best(row: Mapping[str, Any], op: str, names: Sequence[str]) -> str | None:
+    """The fastest of the arms named, on one shape; None where none of them ran."""
+    seconds = {name: row["arms"][name][op]["seconds"]["median"] for name in names if op in row["arms"][name]}
+    return min(seconds, key=seconds.__getitem__, default=None)
+
+
+def mean_over_best(rows: Sequence[Mapping[str, Any]], op: str, name: str, rivals: Sequence[str]) -> float:
+    """Geometric mean over the shapes of the best rival's time over that of the arm `name`; NaN without any."""
+    times: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    for number, row in enumerate(rows):
+        rival = best(row, op, rivals)
+        if rival and op in row["arms"][name]:
+            for column, arm in zip(times, (rival, name), strict=True):
+                column[number] = row["arms"][arm][op]["seconds"]["median"]
+    return _mean_ratio(*times)
+
+
 def _mean_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> float:
     common = sorted(a.keys() & b.keys())
     return float(np.exp(np.mean([np.log(a[i] / b[i]) for i in common]))) if common else float("nan")

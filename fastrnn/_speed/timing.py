@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,13 +17,6 @@ TURN = 3e-3  # seconds that short calls are repeated for in one turn
 COLD = 50e-3  # calls longer than this find their data in the same place whether or not another one went before
 PATIENCE = 5.0  # times the budget, for the least number of rounds
 SETTLE = 12e-3  # seconds after which the spinning threads of other libraries sleep (OpenMP's: 4 to 10 ms)
-
-
-@runtime_checkable
-class Remote(Protocol):
-    """A call into another process, which holds the clock itself."""
-
-    def turn(self, warm: bool) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -91,9 +84,13 @@ def interleave(
 
 
 def turn(call: Callable[[], Any], warm: bool = True, least: float = TURN) -> float:
-    """Seconds of one call, after one that is not timed if `warm`; repeated until `least` seconds are over."""
-    if isinstance(call, Remote):
-        return call.turn(warm)
+    """Seconds of one call, after one that is not timed if `warm`; repeated until `least` seconds are over.
+
+    A call into another process (worker.Call) has a `turn` of its own: the clock is there.
+    """
+    remote: Callable[[bool], float] | None = getattr(call, "turn", None)
+    if remote:
+        return remote(warm)
     if warm:
         call()
     calls, start = 0, time.perf_counter()

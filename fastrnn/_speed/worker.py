@@ -98,7 +98,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of a worker's arm: timing.Remote."""
+    """One operation of a worker's arm: timing.turn leaves the clock to it."""
 
     worker: Worker
     op: str

@@ -1,8 +1,8 @@
 """The other libraries: one file each, with `make(problem) -> Arm`. Imported only in the process that runs the arm.
 
 Each gets its best setting: weights in the layout it likes and packed ahead of the clock where its API allows that, its
-own axis order, compiled before it is timed, buffers kept where it takes some. Gradients it leaves in a layout of its own
-are unpacked off the clock (Arm.unpack).
+own axis order, compiled before it is timed, buffers kept where it takes some. Gradients it leaves in its own layout are
+unpacked off the clock (Arm.unpack).
 """
 
 from __future__ import annotations

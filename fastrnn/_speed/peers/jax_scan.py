@@ -1,4 +1,4 @@
-"""jax.lax.scan under jit, the gradients by jax.vjp in the same program; weights as (inputs, outputs), as JAX's users do.
+"""jax.lax.scan under jit, the gradients by jax.vjp in the same program; weights as (inputs, outputs), as usual in JAX.
 
 Two ways to write it, the input projection inside the scan or as one product ahead of it: the one that is faster on the
 problem is taken, for each operation. Compiled ahead.

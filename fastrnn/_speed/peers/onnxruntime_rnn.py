@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def make(name: str, p: Problem, threads: int) -> Arm:
     inputs = {"x": (T, B, I), "h_0": (1, B, H)}
     outputs = {"output": (T, 1, B, H), "h_n": (1, B, H)}
 
-    def infos(sizes: dict[str, tuple[int, ...]]) -> Any:
+    def infos(sizes: Mapping[str, tuple[int, ...]]) -> Any:
         return [helper.make_tensor_value_info(key, TensorProto.FLOAT, size) for key, size in sizes.items()]
 
     initializers = [numpy_helper.from_array(array, key) for key, array in weights.items()]
