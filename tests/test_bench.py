@@ -17,7 +17,7 @@ import pytest
 import fastrnn
 from fastrnn import cli
 from fastrnn._speed import arms, peers, report, sweep
-from fastrnn._speed.arms import OPS, Problem, UnavailableError
+from fastrnn._speed.arms import OPS, ArmError, Problem, UnavailableError
 from fastrnn._speed.check import Truth
 from fastrnn._speed.shapes import SCALING, Shape
 from fastrnn._speed.worker import Worker
@@ -55,7 +55,7 @@ def test_a_worker_says_what_went_wrong_and_goes_on() -> None:
         with pytest.raises(RuntimeError, match=r"numpy: .*no problem"):
             worker.ask("results", "forward")
         worker.make(Problem.draw(Shape(1, 1, 1, 1)))
-        with pytest.raises(RuntimeError, match=r"numpy: .*unknown command 'sing'"):
+        with pytest.raises(ArmError, match=r"numpy: .*unknown command 'sing'"):
             worker.ask("sing")
         assert worker.make(Problem.draw(Shape(1, 2, 1, 1))).results("forward")[0].shape == (2, 1, 1)
     with pytest.raises((RuntimeError, OSError)):
@@ -68,8 +68,32 @@ def test_a_worker_that_dies_is_named() -> None:
     with Worker("numpy", 1) as worker:
         worker.make(Problem.draw(Shape(1, 1, 1, 1)))
         worker._process.kill()
-        with pytest.raises(RuntimeError, match="numpy: its process ended with code -9"):
+        with pytest.raises(ArmError, match="numpy: its process ended with code -9"):
             worker.ask("spins")
+
+
+def test_an_arm_that_fails_is_reported_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from fastrnn.cli import _bench_part
+
+    def broken(problem: Problem) -> arms.Arm:
+        raise ArmError("broken: no more [memory]")
+
+    found = report.measure([Shape(2, 3, 4, 5)], {"numpy": arms.maker("numpy"), "broken": broken}, budget=0.0)
+    (row,) = found["shapes"]
+    assert found["right"] is False
+    assert row["arms"]["broken"] == {
+        "right": False,
+        "max_error": None,
+        "errors": {},
+        "failed": "broken: no more [memory]",
+    }
+    assert set(OPS) <= set(row["arms"]["numpy"])
+    _bench_part.show({**found, "ours": ["numpy"]}, {"absent": "why"}, Console(width=120))
+    out = capsys.readouterr().out
+    assert "FAILED at 2x3x4x5: broken: no more [memory]" in out
+    assert "not here: absent: why" in out
 
 
 # ---- the peers

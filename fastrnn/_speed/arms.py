@@ -96,6 +96,10 @@ class UnavailableError(Exception):
     """The arm cannot run here; says how to get it."""
 
 
+class ArmError(RuntimeError):
+    """Another library's failure, in the process that runs it; the others go on without it."""
+
+
 def backend_arm(backend: str, p: Problem) -> Arm:
     """rnn_forward and rnn_backward of one backend."""
     weights = (p.w_ih, p.w_hh)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import limits
-from .arms import OPS, Arm, Maker, Problem, equal_threads
+from .arms import OPS, Arm, ArmError, Maker, Problem, equal_threads
 from .check import Error, Truth
 from .shapes import Shape
 from .timing import Spread, interleave
@@ -46,9 +46,16 @@ def measure(
 
 def _row(shape: Shape, makers: Mapping[str, Maker], dtype: str, threads: int, budget: float) -> dict[str, Any]:
     problem = Problem.draw(shape, dtype)
-    arms = {name: make(problem) for name, make in makers.items()}
     truth = Truth(problem)
-    checked = {name: _check(arm, truth) for name, arm in arms.items()}
+    arms: dict[str, Arm] = {}
+    checked: dict[str, dict[str, Error]] = {}
+    failed: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            arms[name] = make(problem)
+            checked[name] = _check(arms[name], truth)
+        except ArmError as error:
+            checked[name], failed[name] = {}, str(error)
     del truth
     peaks: list[float] = []
     bandwidths: list[float] = []
@@ -76,9 +83,11 @@ def _row(shape: Shape, makers: Mapping[str, Maker], dtype: str, threads: int, bu
     for name, errors in checked.items():
         arm: dict[str, Any] = {
             "right": _right(errors),
-            "max_error": float(np.max([error.value for error in errors.values()])),
+            "max_error": float(np.max([error.value for error in errors.values()])) if errors else None,
             "errors": {key: {"error": error.value, "limit": error.limit} for key, error in errors.items()},
         }
+        if name in failed:
+            arm["failed"] = failed[name]
         for op in OPS:
             if (name, op) in times:
                 seconds, base = times[name, op], times.get((REFERENCE, op))
@@ -161,4 +170,5 @@ def _check(arm: Arm, truth: Truth) -> dict[str, Error]:
 
 
 def _right(errors: Mapping[str, Error]) -> bool:
-    return all(error.right for error in errors.values())
+    """False without any: the arm failed."""
+    return bool(errors) and all(error.right for error in errors.values())

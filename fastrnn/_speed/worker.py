@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import arms, peers, timing
-from .arms import Arm, Problem, UnavailableError
+from .arms import Arm, ArmError, Problem, UnavailableError
 from .shapes import Shape
 
 # glibc gives back at once what is freed, so that memory of an earlier call does not hide that of the next one
@@ -73,7 +73,7 @@ class Worker:
             return self._answer()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             self._process.join(5)
-            raise RuntimeError(f"{self.name}: its process ended with code {self._process.exitcode}") from error
+            raise ArmError(f"{self.name}: its process ended with code {self._process.exitcode}") from error
 
     def _answer(self) -> Any:
         answer = self._connection.recv()
@@ -164,7 +164,7 @@ def _failure(error: Exception) -> _Failure:
     for kind in (UnavailableError, MemoryError):
         if isinstance(error, kind):
             return _Failure(kind, str(error))
-    return _Failure(RuntimeError, f"{type(error).__name__}: {error}")
+    return _Failure(ArmError, f"{type(error).__name__}: {error}")
 
 
 def _peak(arm: Arm) -> int | None:

@@ -134,7 +134,7 @@ def _memory(found: Mapping[str, Any]) -> Any:
 def _ratio(row: Mapping[str, Any], lead: str, name: str, op: str) -> str:
     a, b = row["arms"][name], row["arms"][lead]
     if not a["right"]:
-        return "[red]WRONG[/]"
+        return f"[red]{'FAILED' if 'failed' in a else 'WRONG'}[/]"
     return _number(a[op]["seconds"]["median"] / b[op]["seconds"]["median"]) if op in a and op in b else "-"
 
 

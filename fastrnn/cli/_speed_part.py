@@ -106,8 +106,13 @@ def show_wrong(found: Mapping[str, Any], console: Any) -> None:
         f"{name} at {Shape(**row['shape'])} ({', '.join(key for key, e in arm['errors'].items() if not _within(e))})"
         for row in found["shapes"]
         for name, arm in row["arms"].items()
-        if not arm["right"]
+        if not arm["right"] and "failed" not in arm
     ]
+    for row in found["shapes"]:
+        for arm in row["arms"].values():
+            if "failed" in arm:
+                text = f"FAILED at {Shape(**row['shape'])}: {arm['failed']}"
+                console.print(text, style="red", highlight=False, soft_wrap=True, markup=False)
     for text in wrong:
         console.print(f"WRONG against float64: {text}", style="red", highlight=False, soft_wrap=True)
 
