@@ -30,11 +30,13 @@ def draw(facts: Mapping[str, Any], path: Path) -> None:
     """Writes the figure of a bench report, in the format that the path's ending names."""
     found = facts["speed"]
     rows = found["shapes"]
-    heights = [1.9 + _ROW * len(rows), 4.2]
+    series = {size: chosen for size in "TBH" if len(chosen := _longest(_shapes(rows), size)) > 1}
+    heights = [1.9 + _ROW * len(rows), *([4.4] if series else [])]
     figure = require("matplotlib.figure").Figure(figsize=(14, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
-    _bars(above, found)
-    _scaling(below, found)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _bars(parts[0], found)
+    if series:
+        _scaling(parts[1], found, series)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
@@ -87,12 +89,11 @@ def _bars(figure: Any, found: Mapping[str, Any]) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontweight="bold")
 
 
-def _scaling(figure: Any, found: Mapping[str, Any]) -> None:
+def _scaling(figure: Any, found: Mapping[str, Any], series: Mapping[str, Sequence[Shape]]) -> None:
     """Training time of one row, against each size."""
     rows = found["shapes"]
     op = "training"
-    panels = figure.subplots(1, 3, sharey=True)
-    series = {size: _longest(_shapes(rows), size) for size in "TBH"}
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
     for axes, (size, chosen) in zip(panels, series.items(), strict=True):
         for name in reversed(found["arms"]):
             points = [
@@ -117,6 +118,8 @@ def _scaling(figure: Any, found: Mapping[str, Any]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
     panels[0].set_ylabel("ns for each of the T x B rows, log scale")
     figure.suptitle("Training: how the cost of one row grows", x=0.01, ha="left", fontweight="bold")
 
