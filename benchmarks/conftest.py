@@ -76,7 +76,7 @@ def run(benchmark: Any, threads: int, dtype: str, peaks: list[float]) -> Callabl
         except arms.UnavailableError as error:
             pytest.skip(f"{name}: {error}")
         call = getattr(arm, op)
-        errors = truth.judge(call())
+        errors = truth.judge(arm.results(op))
         wrong = {key: (error.value, error.limit) for key, error in errors.items() if not error.right}
         assert not wrong, f"{name}: (error, limit) against float64: {wrong}"
 

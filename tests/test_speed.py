@@ -44,7 +44,7 @@ def test_shapes_are_parsed_once_each_in_order() -> None:
     "text", ["", "grid,", "1x2x3", "1x2x3x4x5", "0x1x1x1", "1x-1x1x1", "1x1x1x1.5", "axbxcxd", "GRID", "1x1x1x٣"]
 )
 def test_bad_shapes_say_what_was_expected_and_what_came(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected default, grid, odd, quick or BxTxIxH, .*; got '"):
+    with pytest.raises(ValueError, match=r"expected default, grid, odd, quick, scaling or BxTxIxH, .*; got '"):
         shapes.parse(text)
 
 
@@ -309,7 +309,7 @@ def test_the_report_holds_every_figure_and_is_json() -> None:
         for arm in row["arms"].values():
             assert arm["right"] is True
             assert arm["max_error"] == max(error["error"] for error in arm["errors"].values())
-            for op in report.OPS:
+            for op in arms.OPS:
                 shape, seconds = Shape(**row["shape"]), arm[op]["seconds"]["median"]
                 assert arm[op]["gflops"] == pytest.approx(shape.flops(op == "training") / seconds / 1e9)
                 assert arm[op]["speed_up"] == pytest.approx(base[op]["seconds"]["median"] / seconds)
@@ -336,7 +336,7 @@ def test_a_wrong_arm_is_reported_and_not_timed() -> None:
 
 def test_geometric_means_are_over_the_common_shapes() -> None:
     def arm(seconds: float) -> dict[str, Any]:
-        return {op: {"seconds": {"median": seconds}} for op in report.OPS}
+        return {op: {"seconds": {"median": seconds}} for op in arms.OPS}
 
     rows = [
         {"arms": {"a": arm(4), "b": arm(1)}},

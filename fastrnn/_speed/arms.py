@@ -1,4 +1,5 @@
-"""The arms: ways to compute one problem. The backends of this package, torch.nn.RNN and fastrnn.torch.RNN.
+"""The arms: ways to compute one problem. The backends of this package, torch.nn.RNN and fastrnn.torch.RNN; other
+libraries are in peers/.
 
 forward: x, h_0 and the weights -> output, h_n, keeping nothing. training: the same, and from d_output and d_h_n the
 gradients of x, h_0 and all weights, anew in every call.
@@ -21,6 +22,7 @@ from .shapes import Shape
 
 TORCH = "torch.nn.RNN"
 FASTRNN_TORCH = "fastrnn.torch.RNN"
+OPS = ("forward", "training")
 RESULTS = ("output", "h_n", "d_x", "d_h_0", "d_w_ih", "d_w_hh", "d_b")
 
 
@@ -68,12 +70,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Arm:
-    """training returns what RESULTS names, forward the first two; arrays or what np.asarray takes."""
+    """training returns what RESULTS names, forward the first two, as arrays or what np.asarray takes; or what `unpack`
+    makes that of, off the clock.
+    """
 
     name: str
     forward: Callable[[], Any]
-    training: Callable[[], Any]
+    training: Callable[[], Any] | None  # None: it has no gradients
     spins: bool = False  # leaves threads that keep a core busy for some milliseconds after a call
+    unpack: Callable[[Any], Any] = tuple
+    held: int = 0  # bytes that a training step needs and that were allocated before it
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        return OPS if self.training else OPS[:1]
+
+    def results(self, op: str) -> Any:
+        return self.unpack(getattr(self, op)())
 
 
 Maker = Callable[[Problem], Arm]
@@ -81,6 +94,10 @@ Maker = Callable[[Problem], Arm]
 
 class UnavailableError(Exception):
     """The arm cannot run here; says how to get it."""
+
+
+class ArmError(RuntimeError):
+    """Another library's failure, in the process that runs it; the others go on without it."""
 
 
 def backend_arm(backend: str, p: Problem) -> Arm:

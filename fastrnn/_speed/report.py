@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from . import limits
-from .arms import Arm, Maker, Problem, equal_threads
+from .arms import OPS, Arm, ArmError, Maker, Problem, equal_threads
 from .check import Error, Truth
 from .shapes import Shape
 from .timing import Spread, interleave
 
-OPS = ("forward", "training")
 REFERENCE = "numpy"
 
 
@@ -47,9 +46,16 @@ def measure(
 
 def _row(shape: Shape, makers: Mapping[str, Maker], dtype: str, threads: int, budget: float) -> dict[str, Any]:
     problem = Problem.draw(shape, dtype)
-    arms = {name: make(problem) for name, make in makers.items()}
     truth = Truth(problem)
-    checked = {name: _check(arm, truth) for name, arm in arms.items()}
+    arms: dict[str, Arm] = {}
+    checked: dict[str, dict[str, Error]] = {}
+    failed: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            arms[name] = make(problem)
+            checked[name] = _check(arms[name], truth)
+        except ArmError as error:
+            checked[name], failed[name] = {}, str(error)
     del truth
     peaks: list[float] = []
     bandwidths: list[float] = []
@@ -63,8 +69,8 @@ def _row(shape: Shape, makers: Mapping[str, Maker], dtype: str, threads: int, bu
                 figures.append(figure)
 
     right = [name for name, errors in checked.items() if _right(errors)]
-    calls = {(name, op): getattr(arms[name], op) for name in right for op in OPS}
-    spins = {(name, op) for name in right for op in OPS if arms[name].spins and threads > 1}
+    calls = {(name, op): getattr(arms[name], op) for name in right for op in arms[name].ops}
+    spins = {(name, op) for name, op in calls if arms[name].spins and threads > 1}
     times = interleave(calls, budget=budget, each_round=measure_limits, spins=spins) if calls else {}
     peak, bandwidth = (Spread(tuple(figures)) if figures else None for figures in (peaks, bandwidths))
 
@@ -77,9 +83,11 @@ def _row(shape: Shape, makers: Mapping[str, Maker], dtype: str, threads: int, bu
     for name, errors in checked.items():
         arm: dict[str, Any] = {
             "right": _right(errors),
-            "max_error": float(np.max([error.value for error in errors.values()])),
+            "max_error": float(np.max([error.value for error in errors.values()])) if errors else None,
             "errors": {key: {"error": error.value, "limit": error.limit} for key, error in errors.items()},
         }
+        if name in failed:
+            arm["failed"] = failed[name]
         for op in OPS:
             if (name, op) in times:
                 seconds, base = times[name, op], times.get((REFERENCE, op))
@@ -129,19 +137,38 @@ def geometric_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, di
     return means
 
 
+def best(row: Mapping[str, Any], op: str, names: Sequence[str]) -> str | None:
+    """The fastest of the arms named, on one shape; None where none of them ran."""
+    seconds = {name: row["arms"][name][op]["seconds"]["median"] for name in names if op in row["arms"][name]}
+    return min(seconds, key=seconds.__getitem__, default=None)
+
+
+def mean_over_best(rows: Sequence[Mapping[str, Any]], op: str, name: str, rivals: Sequence[str]) -> float:
+    """Geometric mean over the shapes of the best rival's time over that of the arm `name`; NaN without any."""
+    times: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    for number, row in enumerate(rows):
+        rival = best(row, op, rivals)
+        if rival and op in row["arms"][name]:
+            for column, arm in zip(times, (rival, name), strict=True):
+                column[number] = row["arms"][arm][op]["seconds"]["median"]
+    return _mean_ratio(*times)
+
+
 def _mean_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> float:
     common = sorted(a.keys() & b.keys())
     return float(np.exp(np.mean([np.log(a[i] / b[i]) for i in common]))) if common else float("nan")
 
 
 def _check(arm: Arm, truth: Truth) -> dict[str, Error]:
-    """The worse of the errors of a training call and of a forward call, for each array."""
-    errors = truth.judge(arm.training())
-    for name, error in truth.judge(arm.forward()).items():
-        if not error.value <= errors[name].value:
-            errors[name] = error
+    """The worse of the errors of a forward call and of a training call, for each array."""
+    errors: dict[str, Error] = {}
+    for op in reversed(arm.ops):
+        for name, error in truth.judge(arm.results(op)).items():
+            if name not in errors or not error.value <= errors[name].value:
+                errors[name] = error
     return errors
 
 
 def _right(errors: Mapping[str, Error]) -> bool:
-    return all(error.right for error in errors.values())
+    """False without any: the arm failed."""
+    return bool(errors) and all(error.right for error in errors.values())

@@ -43,7 +43,13 @@ STEPS = (
 )  # fmt: skip
 # What takes about a minute on two cores: one sequence of 1024 steps is slow in the NumPy reference, BPTT above all
 DEFAULT = (*(shape for shape in GRID if shape != Shape(1, 1024, 1024, 1024)), *ODD)
-SETS = {"default": DEFAULT, "grid": GRID, "odd": ODD, "quick": QUICK}
+# One size at a time, for the lines of cost against T, B and H
+SCALING = (
+    Shape(16, 16, 128, 128), Shape(16, 64, 128, 128), Shape(16, 256, 128, 128), Shape(16, 1024, 128, 128),
+    Shape(1, 64, 128, 128), Shape(4, 64, 128, 128), Shape(64, 64, 128, 128), Shape(256, 64, 128, 128),
+    Shape(16, 64, 32, 32), Shape(16, 64, 64, 64), Shape(16, 64, 256, 256), Shape(16, 64, 512, 512),
+)  # fmt: skip
+SETS = {"default": DEFAULT, "grid": GRID, "odd": ODD, "quick": QUICK, "scaling": SCALING}
 
 
 def parse(text: str) -> list[Shape]:

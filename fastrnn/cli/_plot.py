@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._speed import report as speed_report
+from .._speed.arms import OPS
 from .._speed.shapes import Shape
 from . import _speed_part
 from ._common import UsageError, require
@@ -52,7 +52,7 @@ def _speed(figure: Any, found: Mapping[str, Any]) -> None:
     percent = all("percent_of_peak" in arm[op] for row in rows for arm in row["arms"].values() for op in _ops(arm))
     quantity = "percent_of_peak" if percent else "gflops"
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, op in zip(panels, speed_report.OPS, strict=True):
+    for axes, op in zip(panels, OPS, strict=True):
         dots = _dots(rows, found["arms"], op, quantity)
         for y in range(len(rows)):
             values = [dots[name][y] for name in dots if np.isfinite(dots[name][y])]
@@ -91,7 +91,7 @@ def _speed(figure: Any, found: Mapping[str, Any]) -> None:
 
 
 def _ops(arm: Mapping[str, Any]) -> list[str]:
-    return [op for op in speed_report.OPS if op in arm]
+    return [op for op in OPS if op in arm]
 
 
 def _dots(rows: Sequence[Mapping[str, Any]], names: Sequence[str], op: str, quantity: str) -> dict[str, list[float]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from .._speed import arms, report
+from .._speed.arms import OPS
 from .._speed.shapes import Shape
 from ._common import UsageError, require
 
 LABELS = {arms.TORCH: "torch"}  # of arms whose names are too long for a table
+NOTE = {"style": "dim", "highlight": False, "soft_wrap": True}
 _PARTS = {"forward": ("output", "h_n"), "training": ("d_x", "d_h_0", "d_w_ih", "d_w_hh", "d_b")}
 
 
@@ -25,24 +28,41 @@ def measure(
         torch = str(require("torch").__version__)
     except arms.UnavailableError as error:
         torch = str(error)
-    progress = require("rich.progress")
-    columns = ("speed {task.description:<20}", progress.BarColumn(), progress.MofNCompleteColumn())
-    console = require("rich.console").Console(stderr=True)
-    done = -1
-    with progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=len(shapes))
+    return {**run(shapes, makers, dtype, threads, seconds), "torch": torch}
 
-        def step(shape: Shape) -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, completed=done, description=str(shape))
+
+def run(
+    shapes: Sequence[Shape], makers: Mapping[str, arms.Maker], dtype: str, threads: int, seconds: float
+) -> dict[str, Any]:
+    """report.measure with a progress bar. UsageError where a shape does not fit into memory."""
+    seen: list[Shape] = []
+    with progress("speed", len(shapes)) as step:
+
+        def next_shape(shape: Shape) -> None:
+            seen.append(shape)
+            step(shape)
 
         try:
-            found = report.measure(shapes, makers, dtype=dtype, threads=threads, budget=seconds, progress=step)
+            return report.measure(shapes, makers, dtype=dtype, threads=threads, budget=seconds, progress=next_shape)
         except MemoryError as error:
-            raise UsageError(f"--shapes: {shapes[done]} does not fit into memory ({error})") from error
-        bar.update(task, completed=len(shapes))
-    return {**found, "torch": torch}
+            raise UsageError(f"--shapes: {seen[-1]} does not fit into memory ({error})") from error
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[object], None]]:
+    """A bar on stderr; the function is called with what comes next, before each of the total."""
+    rich = require("rich.progress")
+    columns = (f"{what} {{task.description:<20}}", rich.BarColumn(), rich.MofNCompleteColumn())
+    with rich.Progress(*columns, console=require("rich.console").Console(stderr=True)) as bar:
+        task, done = bar.add_task("", total=total), -1
+
+        def step(description: object) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, completed=done, description=str(description))
+
+        yield step
+        bar.update(task, completed=total)
 
 
 def lead(names: Sequence[str]) -> str:
@@ -63,8 +83,7 @@ def show(found: Mapping[str, Any], console: Any) -> None:
     """A table each for forward and training, what the columns mean, and how much the rounds spread."""
     names, settings = found["arms"], found["settings"]
     first = lead(names)
-    note = {"style": "dim", "highlight": False, "soft_wrap": True}
-    for op in report.OPS:
+    for op in OPS:
         isa = f" {settings['instruction_set']}" if settings["instruction_set"] else ""
         title = f"{op}: {label(first)}{isa}, {settings['dtype']}, threads {settings['threads']}"
         console.print()
@@ -75,20 +94,35 @@ def show(found: Mapping[str, Any], console: Any) -> None:
             text = ", ".join(f"{factor:.1f} x as fast as {label(name)}" for name, factor in factors.items())
             console.print(f"{label(first)}, geometric mean: {text}", highlight=False, soft_wrap=True)
     console.print()
+    show_wrong(found, console)
+    console.print(f"%: of the multiply-add peak measured in this run; x: times as long as {label(first)}", **NOTE)
+    console.print(f"error: {label(first)}'s largest against float64, over the array's largest element", **NOTE)
+    show_rounds(found, console)
+
+
+def show_wrong(found: Mapping[str, Any], console: Any) -> None:
+    """A line for each arm and shape that failed its check."""
     wrong = [
         f"{name} at {Shape(**row['shape'])} ({', '.join(key for key, e in arm['errors'].items() if not _within(e))})"
         for row in found["shapes"]
         for name, arm in row["arms"].items()
-        if not arm["right"]
+        if not arm["right"] and "failed" not in arm
     ]
+    for row in found["shapes"]:
+        for arm in row["arms"].values():
+            if "failed" in arm:
+                text = f"FAILED at {Shape(**row['shape'])}: {arm['failed']}"
+                console.print(text, style="red", highlight=False, soft_wrap=True, markup=False)
     for text in wrong:
         console.print(f"WRONG against float64: {text}", style="red", highlight=False, soft_wrap=True)
-    console.print(f"%: of the multiply-add peak measured in this run; x: times as long as {label(first)}", **note)
-    console.print(f"error: {label(first)}'s largest against float64, over the array's largest element", **note)
+
+
+def show_rounds(found: Mapping[str, Any], console: Any) -> None:
+    """The peak that percentages are of, and how much the rounds spread."""
     peaks = [peak for row in found["shapes"] if row["fma_peak_gflops"] for peak in row["fma_peak_gflops"]["rounds"]]
     if peaks:
         console.print(
-            f"peak: {max(peaks):.0f} GFLOP/s in the best round, {np.median(peaks):.0f} in the median one", **note
+            f"peak: {max(peaks):.0f} GFLOP/s in the best round, {np.median(peaks):.0f} in the median one", **NOTE
         )
     spreads = [row["arms"][name][op]["seconds"] for row, name, op in _timed(found)]
     if spreads:
@@ -96,12 +130,12 @@ def show(found: Mapping[str, Any], console: Any) -> None:
         counts = [len(s["rounds"]) for s in spreads]
         rounds = f"{min(counts)} to {max(counts)} rounds" if min(counts) < max(counts) else f"{counts[0]} rounds"
         console.print(
-            f"times: medians of {rounds}; half of the rounds within {usual:.0%} of it, at worst {worst:.0%}", **note
+            f"times: medians of {rounds}; half of the rounds within {usual:.0%} of it, at worst {worst:.0%}", **NOTE
         )
 
 
 def _timed(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str]]:
-    return [(row, name, op) for row in found["shapes"] for name in found["arms"] for op in report.OPS
+    return [(row, name, op) for row in found["shapes"] for name in found["arms"] for op in OPS
             if op in row["arms"][name]]  # fmt: skip
 
 

@@ -13,8 +13,6 @@ Exit code 1 when a result departs from float64 further than rounding explains.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import fastrnn
 
 from .._speed import shapes
 from . import _learning, _plot, _speed_part, info
-from ._common import DTYPES, UsageError, at_least, backend_names, require
+from ._common import DTYPES, UsageError, at_least, backend_names, check_folders, require, seconds, write_json
 
 SCHEMA = 1  # of the JSON file
 
@@ -48,7 +46,7 @@ def add_parser(commands: Any) -> None:
         "--shapes",
         help=f"{', '.join(shapes.SETS)} or BxTxIxH, comma-separated; with --data the data's own",
     )
-    speed.add_argument("--seconds", type=_seconds, help="of timing for each shape; default 1, or 0.2 with --quick")
+    speed.add_argument("--seconds", type=seconds, help="of timing for each shape; default 1, or 0.2 with --quick")
     learning = parser.add_argument_group("learning")
     learning.add_argument(
         "--data", type=Path, metavar="X.npy", help="your own sequences (T, B, I): next-step prediction"
@@ -67,10 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints the tables, writes the files; 1 where a result is wrong."""
     for module in ("rich", "threadpoolctl", *(("matplotlib",) if args.plot else ())):
         require(module)
-    for option in ("json", "plot"):  # before the work, not after it
-        path = getattr(args, option)
-        if path and not path.absolute().parent.is_dir():
-            raise UsageError(f"--{option}: there is no directory {path.parent}")
+    check_folders(args)
     if args.plot:
         _plot.check_format(args.plot)
     dtype = DTYPES[args.dtype]
@@ -93,14 +88,13 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         _learning.show(report["learning"], console)
     if args.only != "learning":
-        seconds = args.seconds or (0.2 if args.quick else 1.0)
-        report["speed"] = _speed_part.measure(grid, names, dtype, threads, seconds)
+        budget = args.seconds or (0.2 if args.quick else 1.0)
+        report["speed"] = _speed_part.measure(grid, names, dtype, threads, budget)
         _speed_part.show(report["speed"], console)
     report["right"] = all(part["right"] for part in (report["learning"], report["speed"]) if part)
 
     if args.json:
-        _write(args.json, json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
-        print(f"wrote {args.json}", file=sys.stderr)
+        write_json(args.json, report)
     if args.plot:
         _plot.draw(report, args.plot)
         print(f"wrote {args.plot}", file=sys.stderr)
@@ -122,29 +116,3 @@ def _shapes(args: argparse.Namespace) -> list[shapes.Shape]:
         return shapes.parse(args.shapes or ("quick" if args.quick else "default"))
     except ValueError as error:
         raise UsageError(f"--shapes: {error}") from error
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 3600, got {text}")
-    return value
-
-
-_seconds.__name__ = "float"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json: {error}") from error
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
