@@ -61,6 +61,7 @@ struct Tuning {
   int hoist = -1;         // input projection ahead of the recurrence: -1 by size, 0 never, 1 always
   index tile_rows = 0;    // most rows of the register tile; 0: the kernel's own
   index row_block = 0;    // batch rows of one task; 0: by size
+  index slices = 0;       // threads that share the units of a step; 0: by size
   index chunk_steps = 0;  // time steps between two looks at the interrupt flag (forward); 0: by size
 };
 

@@ -49,7 +49,7 @@ def rnn_forward(
         reset: (T, B) bool. True: the state that enters step t is 0.
         recurrent_mask: (B, H), multiplies the state that enters w_hh (recurrent dropout, one mask for all steps).
         keep_mask: (T, B, H) bool. True: the unit keeps its previous state (zoneout).
-        backend: "auto" (the fastest available, or FASTRNN_BACKEND), "cpp" or "numpy".
+        backend: "auto" (the fastest available, or FASTRNN_BACKEND), "cpp", "numba" or "numpy".
         out: (T, B, H) array that becomes the output. Writable, its last axis contiguous, in memory of its own.
 
     Returns:
@@ -63,11 +63,11 @@ def rnn_forward(
         MemoryError: before anything was written.
 
     Numerics: with "cpp", per dtype and instruction set, the row b of both results is the same bits whatever T, B, the
-    number of threads, alignment and strides; with "numpy", the same call gives the same bits on the same machine. NaN
-    and infinities stay in their row. relu(NaN) is NaN.
+    number of threads, alignment and strides; with "numba" and "numpy", the same call gives the same bits on the same
+    machine. NaN and infinities stay in their row. relu(NaN) is NaN.
 
-    Memory: the results; masks that are not C-contiguous are copied; "cpp" takes a workspace of the size of the weights
-    and of a few time steps.
+    Memory: the results; masks that are not C-contiguous are copied; "cpp" and "numba" take a workspace of the size of
+    the weights and of a few time steps. The first call on "numba" compiles, or reads what was compiled from disk.
     """
     given = x
     x, h_0, w_ih, w_hh, batch_sizes, B = _validate.problem(x, h_0, w_ih, w_hh, batch_sizes)
@@ -127,12 +127,12 @@ def rnn_backward(
 
     Numerics: tanh' = 1 - h^2; relu' = 0 where h <= 0, else 1 (where h is NaN too, as PyTorch has it). With "cpp", per
     dtype and instruction set, a row of d_x and d_h_0 is the same bits whatever T, B, the number of threads, alignment
-    and strides; d_w_ih, d_w_hh and d_b are so for given (T, B, lengths). With "numpy", the same call gives the same
-    bits on the same machine. Its float64 gradients are within 1e-13 of complex-step derivatives, relative to each
+    and strides; d_w_ih, d_w_hh and d_b are so for given (T, B, lengths). With "numba" and "numpy", the same call gives
+    the same bits on the same machine. Float64 gradients are within 1e-13 of complex-step derivatives, relative to each
     array's largest element; where most units saturate the relative error is eps / (1 - h^2), as for every BPTT that
     keeps only the output.
 
-    Memory: the results, and with "cpp" a workspace of the size of the weights and of a chunk of time steps.
+    Memory: the results, and with "cpp" and "numba" a workspace of the size of the weights and of a chunk of time steps.
     """
     if d_output is None and d_h_n is None:
         raise ValueError("d_output: expected an array where d_h_n is None, got None for both")

@@ -56,7 +56,7 @@ class RNN(Layer):
             forward one first.
         dtype: float32 or float64, that of all arrays.
         device: "cpu".
-        backend: "auto", "cpp" or "numpy".
+        backend: "auto", "cpp", "numba" or "numpy".
         seed: what numpy.random.default_rng takes. It draws the parameters, uniform in +-1 / sqrt(H), and dropout.
 
     Attributes:

@@ -32,6 +32,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "nightly", hypothesis.settings.get_profile("ci"), max_examples=20_000, derandomize=False
 )
+hypothesis.settings.register_profile(  # tests/mutations.py: that an example fails is enough
+    "mutations", hypothesis.settings.get_profile("ci"), phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -42,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import fastrnn
 
     config.addinivalue_line("markers", "native: only for the kernels of the native module")
+    config.addinivalue_line("markers", "own_tanh: only for kernels with a tanh of our own: cpp and numba")
 
     package = Path(fastrnn.__file__).resolve().parent
     if package == REPOSITORY / "fastrnn" and os.environ.get("FASTRNN_ALLOW_SOURCE") != "1":
@@ -67,6 +71,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if not isinstance(module, ImportError):
         isas = ", ".join(f"{name} {'yes' if ok else 'no'}" for name, _, ok in module.isas())
         lines.append(f"  instruction sets: {isas}; threads: {fastrnn.get_num_threads()}")
+        if fault := getattr(module, "active_fault", None):
+            lines.append(f"  SEEDED FAULT: {fault}, {module.faults[fault]}")
     return lines
 
 
@@ -75,10 +81,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     test_api_consistency.py; FASTRNN_EXPECT_* makes it a failure."""
     known = [identity for identity, reason in known_kernels().items() if not reason]
     if "kernel" in metafunc.fixturenames:
-        only_native = metafunc.definition.get_closest_marker("native") is not None
-        ids = [identity for identity in known if identity.startswith("cpp:") or not only_native]
-        kernels = [Kernel(*identity.split(":")) for identity in ids]
-        metafunc.parametrize("kernel", kernels, ids=ids)
+        kernels = [Kernel(*identity.split(":")) for identity in known]
+        if metafunc.definition.get_closest_marker("native"):
+            kernels = [kernel for kernel in kernels if kernel.is_native]
+        if metafunc.definition.get_closest_marker("own_tanh"):
+            kernels = [kernel for kernel in kernels if kernel.has_own_tanh]
+        metafunc.parametrize("kernel", kernels, ids=[kernel.id for kernel in kernels])
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", list(dict.fromkeys(identity.partition(":")[0] for identity in known)))
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]

@@ -20,8 +20,11 @@ from helpers.processes import run_python
 
 import fastrnn
 from fastrnn import cli
+from fastrnn._speed import limits
+from fastrnn._speed.shapes import QUICK, Shape
+from fastrnn.cli import _speed_part
 
-EXTRA = all(importlib.util.find_spec(name) for name in ("rich", "matplotlib", "sklearn"))
+EXTRA = all(importlib.util.find_spec(name) for name in ("rich", "matplotlib", "sklearn", "threadpoolctl"))
 try:
     VERSION = fastrnn.__version__
 except importlib.metadata.PackageNotFoundError:  # the source folder
@@ -68,6 +71,18 @@ def test_info_text_names_everything(capsys: Any) -> None:
         assert word in out
 
 
+def test_info_probes_the_machine(capsys: Any) -> None:
+    if isinstance(native(), ImportError):
+        pytest.skip(f"cpp: {native()}")
+    code, out, _ = run("info", "--probe", capsys=capsys)
+    assert code == 0
+    assert "GFLOP/s on 1 thread" in out
+    code, out, _ = run("info", "--probe", "--json", capsys=capsys)
+    probe = json.loads(out)["probe"]
+    assert probe["fma_peak_gflops"]["float32"]["1"] > 0
+    assert all(rates["1"] > 0 for rates in probe["read_bandwidth_gb_s"].values())
+
+
 def test_info_shows_environment_and_broken_settings() -> None:
     """What a bug report needs most: a setting that cannot work does not stop info."""
     code = "from fastrnn.cli import main; raise SystemExit(main(['info', '--json']))"
@@ -109,6 +124,17 @@ USAGE = [
     ("check", "--threads", "0"),
     ("compare", "--data", "/no/such/file.npy", "--quick"),
     ("compare", "--epochs", "0"),
+    ("compare", "--shapes", "8x128x64"),
+    ("compare", "--shapes", "huge", "--only", "speed"),
+    ("compare", "--shapes", "0x1x1x1", "--only", "speed"),
+    ("compare", "--only", "speed", "--shapes", "99999x99999x99999x9"),
+    ("compare", "--only", "everything"),
+    ("compare", "--seconds", "0"),
+    ("compare", "--seconds", "nan"),
+    ("compare", "--threads", "0"),
+    ("compare", "--json", "/no/such/folder/c.json"),
+    ("compare", "--plot", "/no/such/folder/c.png"),
+    ("compare", "--quick", "--plot", "c.nonsense"),
 ]
 
 
@@ -204,26 +230,48 @@ def _equal(got: Any, want: Any, name: str) -> None:
 
 # ---- compare
 
+AVAILABLE = [b.name for b in fastrnn.backends() if b.available and b.device == "cpu"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
 
 @needs_extra
 @pytest.mark.timeout(300)
 def test_compare_quick_writes_its_files(tmp_path: Path, capsys: Any) -> None:
-    """The digits are learnt, every available backend agrees, and the report holds what the table shows."""
+    """The digits are learnt, every arm is right, and the report holds what the tables show."""
     report, picture = tmp_path / "c.json", tmp_path / "c.png"
-    code, out, _ = run("compare", "--quick", "--json", str(report), "--plot", str(picture), capsys=capsys)
+    words = ["compare", "--quick", "--threads", "1", "--json", str(report), "--plot", str(picture)]
+    code, out, err = run(*words, capsys=capsys)
     assert code == 0, out
-    facts = json.loads(report.read_text(encoding="utf-8"))
-    available = [b.name for b in fastrnn.backends() if b.available]
-    assert {row["backend"] for row in facts["results"]} == set(available)
-    assert facts["agree"] is True
-    for row in facts["results"]:
+    assert "wrote" in err
+    assert "wrote" not in out
+    facts = json.loads(report.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # no NaN
+    assert facts["schema"] == 1
+    assert facts["right"] is True
+    assert facts["machine"]["fastrnn"] == VERSION
+    learning, speed = facts["learning"], facts["speed"]
+    assert {row["backend"] for row in learning["results"]} == set(AVAILABLE)
+    for row in learning["results"]:
         assert row["backend"] in out
         assert row["agrees"] is True
         assert row["score"] > 0.5, "three epochs on ten classes: far above chance"
         assert len(row["losses"]) == 3
         assert row["losses"][-1] < row["losses"][0]
         assert row["seconds"] > 0
-    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert speed["settings"]["threads"] == learning["settings"]["threads"] == 1
+    assert [Shape(**row["shape"]) for row in speed["shapes"]] == list(QUICK)
+    assert set(AVAILABLE) <= set(speed["arms"])
+    assert picture.read_bytes()[:8] == PNG
+
+    lines = out.splitlines()
+    for op in ("forward", "training"):
+        start = next(i for i, line in enumerate(lines) if line.startswith(f"{op}: "))
+        header = lines[start + 2].split()
+        assert header[:4] == ["B", "T", "I", "H"]
+        assert header[-1] == "error"
+        for line, row in zip(lines[start + 4 :], speed["shapes"], strict=False):
+            assert line.split()[:4] == [str(size) for size in row["shape"].values()]
+            for name in speed["arms"]:
+                assert _speed_part.duration(row["arms"][name][op]["seconds"]["median"]) in line
 
 
 @needs_extra
@@ -232,10 +280,11 @@ def test_compare_takes_your_own_sequences(tmp_path: Path, capsys: Any) -> None:
     data = np.concatenate([np.sin(t), np.cos(t)], axis=2).astype(np.float32)
     np.save(tmp_path / "x.npy", data)
     words = ["compare", "--data", str(tmp_path / "x.npy"), "--epochs", "2", "--json", str(tmp_path / "c.json")]
-    code, out, _ = run(*words, capsys=capsys)
+    code, out, _ = run(*words, "--hidden", "9", "--batch", "5", "--seconds", "0.01", capsys=capsys)
     assert code == 0, out
     facts = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
-    assert facts["settings"]["I"] == 2
+    assert facts["learning"]["settings"]["I"] == 2
+    assert [row["shape"] for row in facts["speed"]["shapes"]] == [{"B": 5, "T": 11, "I": 2, "H": 9}], "the data's own"
     for bad in (data[0], np.full((3, 4, 2), np.nan), np.array([["a"]])):
         np.save(tmp_path / "bad.npy", bad)
         code, _, err = run("compare", "--data", str(tmp_path / "bad.npy"), "--quick", capsys=capsys)
@@ -244,9 +293,26 @@ def test_compare_takes_your_own_sequences(tmp_path: Path, capsys: Any) -> None:
 
 
 @needs_extra
+@pytest.mark.parametrize("only", ["learning", "speed"])
+def test_compare_runs_one_part_and_one_backend(only: str, tmp_path: Path, capsys: Any) -> None:
+    report, picture = tmp_path / "c.json", tmp_path / "c.png"
+    words = ["--only", only, "--backend", "numpy", "--dtype", "f64", "--epochs", "1", "--hidden", "3"]
+    words += ["--shapes", "2x3x4x5", "--seconds", "0.01", "--json", str(report), "--plot", str(picture)]
+    code, out, _ = run("compare", *words, capsys=capsys)
+    assert code == 0, out
+    facts = json.loads(report.read_text(encoding="utf-8"))
+    assert [part for part in ("learning", "speed") if facts[part]] == [only]
+    assert picture.read_bytes()[:8] == PNG
+    if only == "speed":
+        assert "cpp" not in facts["speed"]["arms"]
+        assert facts["speed"]["settings"]["dtype"] == "float64"
+
+
+@needs_extra
+@pytest.mark.parametrize("only", ["learning", "speed"])
 @pytest.mark.timeout(300)
-def test_compare_rejects_a_broken_backend(capsys: Any, monkeypatch: Any) -> None:
-    """A backend whose BPTT takes tanh' of the step before is told apart: exit code 1."""
+def test_compare_rejects_a_broken_backend(only: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """A backend whose BPTT takes tanh' of the step before is told apart: exit code 1, and no time for it."""
     if isinstance(native(), ImportError):
         pytest.skip(f"cpp: {native()}")
     module = importlib.import_module("fastrnn._backends.cpp")
@@ -256,8 +322,32 @@ def test_compare_rejects_a_broken_backend(capsys: Any, monkeypatch: Any) -> None
         return sound(d_output, d_h_n, np.roll(output, 1, axis=0), *rest, **options)
 
     monkeypatch.setattr(module, "rnn_backward", broken)
-    code, out, _ = run("compare", "--quick", capsys=capsys)
+    words = ["--only", only, "--shapes", "3x5x7x9", "--epochs", "3", "--plot", str(tmp_path / "c.png")]
+    code, out, _ = run("compare", *words, capsys=capsys)
     assert code == 1, out
+    assert ("DIFFERS" if only == "learning" else "WRONG against float64: cpp at 3x5x7x9") in out
+    assert (tmp_path / "c.png").read_bytes()[:8] == PNG
+
+
+@needs_extra
+def test_compare_without_the_native_module(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """No peak is known: no percentages, and the figure shows GFLOP/s."""
+    monkeypatch.setattr(limits, "native", lambda: None)
+    words = ["--only", "speed", "--backend", "numpy", "--shapes", "2x3x4x5", "--seconds", "0.01"]
+    words += ["--json", str(tmp_path / "c.json"), "--plot", str(tmp_path / "c.png")]
+    code, out, _ = run("compare", *words, capsys=capsys)
+    assert code == 0, out
+    assert "forward: numpy, float32" in out
+    (row,) = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["speed"]["shapes"]
+    assert row["fma_peak_gflops"] is row["weight_bandwidth_gb_s"] is None
+    assert "percent_of_peak" not in row["arms"]["numpy"]["forward"]
+    assert (tmp_path / "c.png").read_bytes()[:8] == PNG
+
+
+@needs_extra
+def test_durations_have_three_digits() -> None:
+    for seconds, text in ((1.234e-6, "1.23 us"), (99.96e-6, "100 us"), (0.9996e-3, "1.00 ms"), (12.0, "12.0 s")):
+        assert _speed_part.duration(seconds) == text
 
 
 def test_commands_without_the_extra_say_how_to_get_it() -> None:

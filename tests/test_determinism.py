@@ -4,11 +4,10 @@ whatever B, T, the number of threads, alignment, strides, tile and path; d_w_ih,
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from helpers.cases import LAYOUTS, Case, Problem, misaligned, pack, random_cases, sizes_of, with_layout
+from helpers.cases import LAYOUTS, Case, misaligned, pack, random_cases, rows_of, sizes_of, steps_of, with_layout
 from helpers.checks import run_both, same_results
 from helpers.compare import assert_same_bits
 from helpers.kernels import Kernel
@@ -38,28 +37,6 @@ LARGE_IDS = [case.id for case in LARGE]
 native = pytest.mark.native
 
 
-def rows(p: Problem, chosen: Any) -> Problem:
-    """The problem of some batch rows alone (padded)."""
-
-    def of(array: Any, axis: int) -> Any:
-        return None if array is None else np.ascontiguousarray(np.take(array, chosen, axis=axis))
-
-    return p.but(
-        x=of(p.x, 1), h_0=of(p.h_0, 0), lengths=of(p.lengths, 0), reset=of(p.reset, 1), keep_mask=of(p.keep_mask, 1),
-        recurrent_mask=of(p.recurrent_mask, 0), d_output=of(p.d_output, 1), d_h_n=of(p.d_h_n, 0),
-    )  # fmt: skip
-
-
-def steps(p: Problem, times: slice, h_0: Any, d_h_n: Any) -> Problem:
-    """The problem of some time steps alone (no lengths)."""
-
-    def of(array: Any) -> Any:
-        return None if array is None else array[times]
-
-    changed = {name: of(getattr(p, name)) for name in ("x", "reset", "keep_mask", "d_output")}
-    return p.but(h_0=h_0, d_h_n=d_h_n, **changed)
-
-
 @pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
 def test_the_same_call_gives_the_same_bits(kernel: Kernel, dtype: str, case: Case) -> None:
     """Every backend, ten runs, the memory allocator disturbed between them."""
@@ -74,11 +51,11 @@ def test_the_same_call_gives_the_same_bits(kernel: Kernel, dtype: str, case: Cas
 @native
 @pytest.mark.parametrize("case", SHAPES + LARGE, ids=SHAPE_IDS + LARGE_IDS)
 def test_threads_do_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> None:
-    """Three runs with each number of threads, forced row blocks among them, so that who computes what changes."""
+    """Runs with each number of threads, some with forced row blocks or slices of units: who computes what changes."""
     p = replace(case, dtype=dtype).build()
     want = run_both(kernel, p, threads=1)
     for threads in THREADS:
-        for tuning in (None, None, {"row_block": 1 + threads}):
+        for tuning in (None, None, {"row_block": 1 + threads}, {"slices": 1 + threads}):
             same_results(run_both(kernel, p, threads=threads, tuning=tuning), want, f"{threads} threads, {tuning}")
 
 
@@ -109,6 +86,7 @@ def test_tuning_does_not_change_bits(kernel: Kernel, dtype: str, case: Case) -> 
     settings += [{"tile_rows": v} for v in range(1, 7)]
     settings += [{"row_block": v} for v in (1, 2, 3, 7, 16, 1000)]
     settings += [{"chunk_steps": v} for v in (1, 2, 3, 5, 64)]
+    settings += [{"slices": v} for v in (1, 2, 3, 16)]
     rng = np.random.default_rng(case.seed)
     for _ in range(12):
         low, high = (0, 1, 1, 1), (2, 7, 20, 12)
@@ -173,7 +151,7 @@ def test_the_batch_does_not_change_a_row(kernel: Kernel, dtype: str, case: Case)
     subsets += [rng.permutation(B)[: int(rng.integers(1, B + 1))] for _ in range(6)]
     subsets += [np.concatenate([np.arange(B), rng.integers(0, B, 5)]), rng.permutation(B)]
     for chosen in subsets:
-        got = run_both(kernel, rows(p, chosen))
+        got = run_both(kernel, rows_of(p, chosen))
         for name, axis in {"output": 1, "h_n": 0, "d_x": 1, "d_h_0": 0}.items():
             i = NAMES.index(name)
             assert_same_bits(got[i], np.take(want[i], chosen, axis=axis), f"{name} of rows {chosen.tolist()}")
@@ -190,9 +168,9 @@ def test_the_time_range_does_not_change_a_step(kernel: Kernel, dtype: str, case:
         early, late = slice(0, cut), slice(cut, case.T)
         if reverse:
             early, late = late, early
-        first = steps(p, early, p.h_0, None)
+        first = steps_of(p, early, p.h_0, None)
         first_output, first_h_n = kernel.forward(first)
-        second = steps(p, late, first_h_n, p.d_h_n)
+        second = steps_of(p, late, first_h_n, p.d_h_n)
         second_output, second_h_n = kernel.forward(second)
         same_results((first_output, second_output, second_h_n), (output[early], output[late], h_n), f"cut at {cut}")
         later = kernel.backward(second, second_output)
@@ -220,7 +198,7 @@ def test_rows_in_any_order_of_length(kernel: Kernel, dtype: str) -> None:
     p = case.build()
     assert p.lengths is not None
     order = np.argsort(-p.lengths, kind="stable")
-    got, want = run_both(kernel, rows(p, order)), run_both(kernel, p)
+    got, want = run_both(kernel, rows_of(p, order)), run_both(kernel, p)
     for name, axis in {"output": 1, "h_n": 0, "d_x": 1, "d_h_0": 0}.items():
         i = NAMES.index(name)
         assert_same_bits(got[i], np.take(want[i], order, axis=axis), name)
@@ -278,6 +256,8 @@ def test_random_paths(kernel: Kernel, dtype: str, case: Case) -> None:
             "row_block": int(rng.integers(1, 30)),
             "chunk_steps": int(rng.integers(1, 9)),
         }
+        if rng.random() < 0.3:
+            tuning |= {"row_block": 0, "slices": int(rng.integers(2, 6))}
         threads = int(rng.integers(1, 9))
         layout = str(rng.choice(LAYOUTS))
         q = p.but(x=with_layout(np.array(p.x), layout), w_hh=with_layout(p.w_hh, str(rng.choice(("fortran", layout)))))

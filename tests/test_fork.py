@@ -49,6 +49,8 @@ ALL_RIGHT = "100 right; slow: [] | own: True"
 
 
 def run(backend: str, code: str, timeout: float = 10) -> str:
+    if backend == "numba":  # to import Numba and read, or compile, its kernels takes seconds more
+        timeout += 60
     return output_of(f"BACKEND = {backend!r}\n" + START + code, timeout=timeout)
 
 

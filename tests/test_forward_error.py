@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import oracle
-from helpers.cases import BROADCASTS, LAYOUTS, SIZES, Case, Problem, random_cases
+from helpers.cases import BROADCASTS, LAYOUTS, SIZES, WIDE, Case, Problem, random_cases
 from helpers.checks import check_forward
 from helpers.compare import normalised_error, rms
+
+import fastrnn
 
 GRID = random_cases(44, seed=2)
 # Each size once in each place of the innermost loops, the other dimensions small.
@@ -40,6 +42,11 @@ def test_one_step_bound_at_every_size(kernel: Any, dtype: str, case: Case) -> No
 @pytest.mark.parametrize("case", BIG + LONG, ids=lambda case: case.id)
 def test_one_step_bound_large(kernel: Any, dtype: str, case: Case) -> None:
     check_forward(kernel, replace(case, dtype=dtype))
+
+
+def test_one_step_bound_of_wide_rows(kernel: Any) -> None:
+    with fastrnn.threads(1):
+        check_forward(kernel, WIDE)
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *BROADCASTS])

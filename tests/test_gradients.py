@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import oracle
-from helpers.cases import BROADCASTS, GRADIENTS, LAYOUTS, NEEDS, SIZES, Case, random_cases
+from helpers.cases import BROADCASTS, GRADIENTS, LAYOUTS, NEEDS, SIZES, WIDE, Case, random_cases, with_layout
 from helpers.checks import adjoint_gap, check_backward, complex_step_errors
 from helpers.compare import assert_all_same_bits, assert_same_bits, rms
+
+import fastrnn
 
 SMALL = [replace(c, T=min(c.T, 5), B=min(c.B, 4), I=min(c.I, 4), H=min(c.H, 5)) for c in random_cases(36, seed=31)]
 GRID = random_cases(44, seed=32)
@@ -56,10 +58,24 @@ def test_every_element_within_bound_large(kernel: Any, dtype: str, case: Case) -
     check_backward(kernel, replace(case, dtype=dtype))
 
 
+def test_every_element_within_bound_of_wide_rows(kernel: Any) -> None:
+    with fastrnn.threads(1):
+        check_backward(kernel, WIDE)
+
+
 @pytest.mark.parametrize("layout", [*LAYOUTS, *BROADCASTS])
 def test_every_element_within_bound_in_every_layout(kernel: Any, dtype: str, layout: str) -> None:
     check_backward(kernel, Case(T=4, B=6, I=18, H=33, layout=layout, lengths="ragged", dtype=dtype))
     check_backward(kernel, Case(T=4, B=6, I=18, H=33, layout=layout, lengths="packed", dtype=dtype))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_tape_of_many_steps_in_another_layout_gives_the_same_bits(kernel: Any, dtype: str, reverse: bool) -> None:
+    p = Case(T=301, B=17, I=5, H=9, reverse=reverse, dtype=dtype).build()
+    output, _ = kernel.forward(p)
+    assert_all_same_bits(
+        kernel.backward(p, with_layout(output, "negative_time")), kernel.backward(p, output), "negative_time", GRADIENTS
+    )
 
 
 @pytest.mark.parametrize("gain", [0.0, 1.5, 20.0])

@@ -162,6 +162,28 @@ def test_a_reset_leaves_nan_behind(kernel: Kernel, dtype: str, packed: bool) -> 
     assert np.isnan(d_x[1, ROW]).all()
 
 
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_no_bad_gradient_passes_a_reset(kernel: Kernel, dtype: str, reverse: bool, bad: float) -> None:
+    """Upstream gradients of a step behind the reset: before it the row keeps its d_x and d_h_0. A product with 0 would
+    let NaN through."""
+    case = Case(T=7, B=4, I=9, H=17, dtype=dtype, reverse=reverse, recurrent_mask=True, keep_mask=True)
+    p = case.build()
+    reset = np.zeros((case.T, case.B), bool)
+    reset[TIME, ROW] = True
+    p = p.but(reset=reset)
+    output, _ = kernel.forward(p)
+    want = kernel.backward(p, output)
+    behind = slice(0, TIME + 1) if reverse else slice(TIME, None)
+    p.d_output[behind, ROW] = bad
+    p.d_h_n[ROW] = bad
+    got = kernel.backward(p, output)
+    before = slice(TIME + 1, None) if reverse else slice(0, TIME)
+    assert not np.isfinite(got.d_x[behind, ROW]).any()
+    assert_same_bits(got.d_x[before], want.d_x[before], "d_x before the reset")
+    assert_same_bits(got.d_h_0, want.d_h_0, "d_h_0")
+
+
 def test_bad_weights_are_not_hidden(kernel: Kernel, dtype: str) -> None:
     """A NaN in a weight reaches its unit in every row, even where the input is 0."""
     p = Case(T=2, B=3, I=5, H=9, dtype=dtype).build()
@@ -171,6 +193,17 @@ def test_bad_weights_are_not_hidden(kernel: Kernel, dtype: str) -> None:
     assert np.isnan(output[0, :, 4]).all()
     assert np.isfinite(np.delete(output[0], 4, axis=1)).all()
     assert np.isnan(output[1]).all()
+
+
+def test_bad_weights_do_not_reach_d_x_beyond_a_rows_length(kernel: Kernel, dtype: str) -> None:
+    p = Case(T=5, B=3, I=5, H=9, dtype=dtype).build()
+    p = p.but(lengths=np.array([5, 0, 2]))
+    output, _ = kernel.forward(p)
+    p.w_ih[4, 2] = np.inf
+    d_x = kernel.backward(p, output).d_x
+    beyond = np.arange(5)[:, None] >= p.lengths
+    assert not d_x[beyond].any()
+    assert not np.isfinite(d_x[~beyond][:, 2]).any()
 
 
 def test_relu_of_special_sums(kernel: Kernel, dtype: str) -> None:

@@ -8,12 +8,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
 #include <initializer_list>
 #include <map>
 #include <optional>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -25,7 +25,9 @@
 #endif
 
 #include "cpu/dispatch.h"
+#include "cpu/faults.h"
 #include "cpu/passes.h"
+#include "cpu/probe.h"
 
 namespace py = pybind11;
 
@@ -36,8 +38,13 @@ using std::string;
 
 // ---- arrays
 
-void expect(bool holds, const char* name, const string& what) {
-  if (!holds) throw py::value_error(string(name) + ": expected " + what);
+[[noreturn]] void refuse(const char* name, const string& expected) {
+  throw py::value_error(string(name) + ": expected " + expected);
+}
+
+// No text is put together where all is well: a call takes microseconds
+void expect(bool holds, const char* name, const char* what) {
+  if (!holds) refuse(name, what);
 }
 
 template <class T>
@@ -48,20 +55,31 @@ index elements(const py::array& a, py::ssize_t axis, const char* name) {
   return bytes / static_cast<py::ssize_t>(sizeof(T));
 }
 
+// Whether o is an array of T in this machine's byte order. NumPy's own comparison of types takes longer than all the
+// other checks of an argument together.
+template <class T>
+bool is_array_of(const py::object& o) {
+  if (!py::isinstance<py::array>(o)) return false;
+  const auto* type = py::detail::array_descriptor_proxy(py::detail::array_proxy(o.ptr())->descr);
+  return type->type_num == py::detail::npy_format_descriptor<T>::value &&
+         (type->byteorder == '=' || type->byteorder == '|');
+}
+
 // The array behind an object, checked for its element type and shape; a negative extent is free. None: no array.
 template <class T>
 std::optional<py::array> array_of(const py::object& o, const char* name, std::initializer_list<index> shape,
                                   bool writes) {
   if (o.is_none()) return std::nullopt;
-  if (!py::isinstance<py::array_t<T>>(o)) {
+  if (!is_array_of<T>(o)) {
     throw py::type_error(string(name) + ": expected a NumPy array of " + py::str(py::dtype::of<T>()).cast<string>());
   }
   auto a = py::reinterpret_borrow<py::array>(o);
-  expect(a.ndim() == static_cast<py::ssize_t>(shape.size()), name, std::to_string(shape.size()) + " dimensions");
+  if (a.ndim() != static_cast<py::ssize_t>(shape.size())) refuse(name, std::to_string(shape.size()) + " dimensions");
   py::ssize_t axis = 0;
   for (const index extent : shape) {
-    expect(extent < 0 || a.shape(axis) == extent, name,
-           "extent " + std::to_string(extent) + " on axis " + std::to_string(axis));
+    if (extent >= 0 && a.shape(axis) != extent) {
+      refuse(name, "extent " + std::to_string(extent) + " on axis " + std::to_string(axis));
+    }
     ++axis;
   }
   expect(!writes || a.writeable(), name, "a writable array");
@@ -220,10 +238,12 @@ Tuning tuning_of(const py::object& o) {
       t.tile_rows = value;
     } else if (key == "row_block") {
       t.row_block = value;
+    } else if (key == "slices") {
+      t.slices = value;
     } else if (key == "chunk_steps") {
       t.chunk_steps = value;
     } else {
-      throw py::value_error("tuning: expected hoist, tile_rows, row_block or chunk_steps, got " + key);
+      throw py::value_error("tuning: expected hoist, tile_rows, row_block, slices or chunk_steps, got " + key);
     }
   }
   return t;
@@ -234,7 +254,7 @@ std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, co
   const auto extent = [](const py::object& a, const char* name, py::ssize_t axis) {
     if (!py::isinstance<py::array>(a)) throw py::type_error(string(name) + ": expected a NumPy array");
     const auto array = py::reinterpret_borrow<py::array>(a);
-    expect(array.ndim() > axis, name, std::to_string(axis + 1) + " dimensions or more");
+    if (array.ndim() <= axis) refuse(name, std::to_string(axis + 1) + " dimensions or more");
     return static_cast<index>(array.shape(axis));
   };
   Shape n;
@@ -258,7 +278,7 @@ std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, co
   for (index t = 0; t < n.T && sum <= rows; ++t) {
     sum = sizes[t] > rows - sum ? rows + 1 : sum + static_cast<index>(sizes[t]);
   }
-  expect(sum == rows, "batch_sizes", "a sum of " + std::to_string(rows) + ", the rows of x");
+  if (sum != rows) refuse("batch_sizes", "a sum of " + std::to_string(rows) + ", the rows of x");
   return {n, rows};
 }
 
@@ -350,8 +370,8 @@ void backward(const py::object& d_output, const py::object& d_h_n, const py::obj
 // Runs body(float) or body(double), as the array's dtype says
 template <class Body>
 auto for_dtype(const py::object& array, const char* name, Body body) {
-  if (py::isinstance<py::array_t<float>>(array)) return body(float{});
-  if (py::isinstance<py::array_t<double>>(array)) return body(double{});
+  if (is_array_of<float>(array)) return body(float{});
+  if (is_array_of<double>(array)) return body(double{});
   throw py::type_error(string(name) + ": expected a float32 or float64 array");
 }
 
@@ -384,50 +404,29 @@ void tanh_array(const py::object& x, const py::object& out, const std::optional<
   });
 }
 
-template <class T>
-double measure_fma_peak(const InstructionSet& set, int threads, double seconds) {
-  const auto& kernels = kernels_of<T>(set);
-  std::vector<double> rate(static_cast<std::size_t>(threads));
-  const auto measure = [&](double& result) {
-    using clock = std::chrono::steady_clock;
-    T sum;
-    const auto begin = clock::now();
-    double flops = 0, elapsed = 0;
-    do {
-      flops += kernels.fma_loop(20000, &sum);
-      elapsed = std::chrono::duration<double>(clock::now() - begin).count();
-    } while (elapsed < seconds);
-    result = flops / elapsed;
-  };
-  std::vector<std::thread> others;
-  const auto join = [&] {
-    for (auto& thread : others) thread.join();
-  };
-  try {
-    others.reserve(rate.size());
-    for (std::size_t i = 1; i < rate.size(); ++i) others.emplace_back([&, i] { measure(rate[i]); });
-  } catch (const std::exception&) {
-    join();
-    throw;
-  }
-  measure(rate[0]);
-  join();
-  double total = 0;
-  for (const double r : rate) total += r;
-  return total / 1e9;
+void expect_measurable(int threads, double seconds) {
+  expect(threads > 0 && threads <= 4096, "threads", "1 to 4096");
+  expect(seconds > 0 && seconds <= 60, "seconds", "more than 0 and at most 60");
 }
 
-double fma_peak(const string& dtype, int threads, double seconds, const std::optional<string>& isa) {
+double measure_fma_peak(const string& dtype, int threads, double seconds, const std::optional<string>& isa) {
   expect(dtype == "float32" || dtype == "float64", "dtype", "float32 or float64");
-  expect(threads > 0 && threads <= 4096, "threads", "1 to 4096");
-  expect(seconds >= 0 && seconds <= 60, "seconds", "0 to 60");
+  expect_measurable(threads, seconds);
   const InstructionSet& set = isa_named(isa);
   double peak = 0;
   without_gil([&] {
-    peak = dtype == "float32" ? measure_fma_peak<float>(set, threads, seconds)
-                              : measure_fma_peak<double>(set, threads, seconds);
+    peak = dtype == "float32" ? fma_peak<float>(set, threads, seconds) : fma_peak<double>(set, threads, seconds);
   });
   return peak;
+}
+
+double measure_read_bandwidth(index bytes, int threads, double seconds, const std::optional<string>& isa) {
+  expect_measurable(threads, seconds);
+  if (bytes / threads < read_granule) refuse("bytes", "at least " + std::to_string(read_granule) + " for each thread");
+  const InstructionSet& set = isa_named(isa);
+  double bandwidth = 0;
+  without_gil([&] { bandwidth = read_bandwidth(set, bytes, threads, seconds); });
+  return bandwidth;
 }
 
 std::vector<std::tuple<string, bool, bool>> isas() {
@@ -450,8 +449,9 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
       "rnn_forward",
       [](const py::object& x, const py::object& h_0, const py::object& w_ih, const py::object& w_hh,
          const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n, bool relu,
-         bool reverse, py::object lengths, py::object batch_sizes, py::object reset, py::object recurrent_mask,
-         py::object keep_mask, std::optional<string> isa, int threads, const py::object& packed, py::object tuning) {
+         bool reverse, int threads, const py::object& packed, py::object lengths, py::object batch_sizes,
+         py::object reset, py::object recurrent_mask, py::object keep_mask, std::optional<string> isa,
+         py::object tuning) {
         const CallOptions o{relu,
                             reverse,
                             std::move(lengths),
@@ -467,18 +467,18 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
                   [&](auto zero) { forward<decltype(zero)>(x, h_0, w_ih, w_hh, b_ih, b_hh, output, h_n, o, weights); });
       },
       py::arg("x"), py::arg("h_0"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),
-      py::arg("output"), py::arg("h_n"), py::kw_only(), py::arg("relu") = false, py::arg("reverse") = false,
-      py::arg("lengths") = py::none(), py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(),
-      py::arg("recurrent_mask") = py::none(), py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(),
-      py::arg("threads") = 1, py::arg("packed") = py::none(), py::arg("tuning") = py::none());
+      py::arg("output"), py::arg("h_n"), py::arg("relu") = false, py::arg("reverse") = false, py::arg("threads") = 1,
+      py::arg("packed") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
+      py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(), py::arg("recurrent_mask") = py::none(),
+      py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(), py::arg("tuning") = py::none());
 
   m.def(
       "rnn_backward",
       [](const py::object& d_output, const py::object& d_h_n, const py::object& output, const py::object& x,
          const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const py::object& d_x,
          const py::object& d_h_0, const py::object& d_w_ih, const py::object& d_w_hh, const py::object& d_b, bool relu,
-         bool reverse, py::object lengths, py::object batch_sizes, py::object reset, py::object recurrent_mask,
-         py::object keep_mask, std::optional<string> isa, int threads, py::object tuning) {
+         bool reverse, int threads, py::object lengths, py::object batch_sizes, py::object reset,
+         py::object recurrent_mask, py::object keep_mask, std::optional<string> isa, py::object tuning) {
         const CallOptions o{relu,
                             reverse,
                             std::move(lengths),
@@ -495,16 +495,29 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
       },
       py::arg("d_output"), py::arg("d_h_n"), py::arg("output"), py::arg("x"), py::arg("h_0"), py::arg("w_ih"),
       py::arg("w_hh"), py::arg("d_x"), py::arg("d_h_0"), py::arg("d_w_ih"), py::arg("d_w_hh"), py::arg("d_b"),
-      py::kw_only(), py::arg("relu") = false, py::arg("reverse") = false, py::arg("lengths") = py::none(),
-      py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(), py::arg("recurrent_mask") = py::none(),
-      py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(), py::arg("threads") = 1,
+      py::arg("relu") = false, py::arg("reverse") = false, py::arg("threads") = 1, py::kw_only(),
+      py::arg("lengths") = py::none(), py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(),
+      py::arg("recurrent_mask") = py::none(), py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(),
       py::arg("tuning") = py::none());
 
+#if FASTRNN_FAULTS
+  choose_fault(std::getenv("FASTRNN_FAULT"));
+  py::dict faults;
+  m.attr("active_fault") = py::none();
+  for (const FaultEntry& entry : known_faults()) {
+    faults[entry.name] = entry.what;
+    if (entry.fault == active_fault) m.attr("active_fault") = entry.name;
+  }
+  m.attr("faults") = faults;
+#endif
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());
   m.def("isas", &isas);
   m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });
   m.def("tanh", &tanh_array, py::arg("x"), py::arg("out"), py::arg("isa") = py::none());
-  m.def("fma_peak", &fma_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"), py::arg("isa") = py::none());
+  m.def("fma_peak", &measure_fma_peak, py::arg("dtype"), py::arg("threads"), py::arg("seconds"),
+        py::arg("isa") = py::none());
+  m.def("read_bandwidth", &measure_read_bandwidth, py::arg("bytes"), py::arg("threads"), py::arg("seconds"),
+        py::arg("isa") = py::none());
 }
 
 }  // namespace fastrnn

@@ -1,6 +1,7 @@
 #include "dispatch.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -84,17 +85,17 @@ const std::vector<InstructionSetState>& instruction_sets() {
 
 const InstructionSet& choose_instruction_set(const char* name) {
   static const char* const from_environment = std::getenv("FASTRNN_ISA");
-  const std::string source = name ? "isa" : "FASTRNN_ISA";
+  const char* const source = name ? "isa" : "FASTRNN_ISA";
   if (!name && from_environment && *from_environment) name = from_environment;
   for (const InstructionSetState& state : instruction_sets()) {
-    const bool runs = state.set && state.supported;
-    if (runs && (!name || std::string(name) == state.name)) return *state.set;
-    if (name && std::string(name) == state.name) {
-      throw std::runtime_error(source + ": instruction set '" + name + "' cannot run here: " +
+    const bool named = name && std::strcmp(name, state.name) == 0;
+    if (state.set && state.supported && (!name || named)) return *state.set;
+    if (named) {
+      throw std::runtime_error(std::string(source) + ": instruction set '" + name + "' cannot run here: " +
                                (state.set ? "this processor lacks it" : "it was not compiled into this build"));
     }
   }
-  throw std::runtime_error(source + ": expected one of v4, v3, v2, generic, got '" + name + "'");
+  throw std::runtime_error(std::string(source) + ": expected one of v4, v3, v2, generic, got '" + name + "'");
 }
 
 }  // namespace fastrnn

@@ -9,6 +9,8 @@
 #include <cfenv>
 #endif
 
+#include "faults.h"
+
 namespace fastrnn {
 
 class DefaultFloatEnvironment {
@@ -16,7 +18,9 @@ public:
   DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
   DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
 #if defined(__x86_64__) || defined(_M_X64)
-  DefaultFloatEnvironment() : old_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  DefaultFloatEnvironment() : old_(_mm_getcsr()) {
+    if (!fault(Fault::float_environment_of_the_caller)) _mm_setcsr(fault(Fault::subnormals_flushed) ? 0x9fc0 : 0x1f80);
+  }
   ~DefaultFloatEnvironment() { _mm_setcsr(old_); }
 
 private:

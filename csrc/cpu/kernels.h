@@ -15,10 +15,15 @@ struct Weights {
   index term_stride = 0, output_stride = 0;
 };
 
+struct Columns {
+  index first, last;
+};
+
 // One step of the recurrence over `rows` rows; row arrays hold one pointer a row, to contiguous elements.
 template <class T>
 struct ForwardStep {
   index rows = 0, I = 0, H = 0;
+  Columns units = {0, 0};                      // which are computed
   const T* const* x = nullptr;                 // nullptr: out already holds b + w_ih x
   const T* const* x_next = nullptr;            // what the next step will read, or nullptr
   const T* const* state = nullptr;             // what w_hh multiplies: reset and masked
@@ -36,6 +41,7 @@ struct ForwardStep {
 template <class T>
 struct BackwardStep {
   index rows = 0, H = 0;
+  Columns units = {0, 0};                // which are computed
   const T* const* d_sum_next = nullptr;  // nullptr: no later step; then `last` is added instead
   const T* const* last = nullptr;        // nullptr or d_h_n rows, with last_unit
   index last_unit = 1;
@@ -57,7 +63,8 @@ struct BackwardStep {
 // out = bias + rows * weights: the hoisted input projection, and d_x.
 template <class T>
 struct RowProduct {
-  index rows = 0, terms = 0, outputs = 0;
+  index rows = 0, terms = 0;
+  Columns outputs = {0, 0};
   const T* const* a = nullptr;
   Weights<T> weights;
   const T* bias = nullptr;  // nullptr: 0
@@ -104,6 +111,7 @@ struct Kernels {
   void (*bias_gradient)(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index H);
   void (*tanh)(const T* x, T* out, index count);
   double (*fma_loop)(index iterations, T* result);  // runs FMAs on all registers; returns the operations done
+  double (*read_loop)(const T* data, index count, index passes, T* result);  // reads and adds; returns the bytes read
 };
 
 struct InstructionSet {

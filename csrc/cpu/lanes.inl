@@ -18,7 +18,7 @@ FN void store_lanes(T* p, typename Vec<T>::V v, index n) {
   if (n == Vec<T>::lanes) {
     Vec<T>::store(p, v);
   } else {
-    Vec<T>::store_part(p, v, n);
+    Vec<T>::store_part(p, v, fault(Fault::tail_lane_lost) ? n - 1 : n);
   }
 }
 

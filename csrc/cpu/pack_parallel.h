@@ -1,6 +1,7 @@
 // Packs a weight matrix in slices of panels, over the pool; stops between slices when the call shall stop.
 #pragma once
 
+#include "faults.h"
 #include "kernels.h"
 #include "thread_pool.h"
 #include "workspace.h"
@@ -24,7 +25,8 @@ void pack_parallel(const Kernels<T>& k, int threads, CallControl& control, T* pa
     if (control.stopped(worker == 0)) return;
     const index first = task * slice;
     const index width = outputs - first < slice ? outputs - first : slice;
-    k.pack_panels(packed + first * terms, source + first * outputs_stride, terms, terms_stride, width, outputs_stride);
+    const index from = fault(Fault::pack_slice_repeated) && task == 1 ? 0 : first;
+    k.pack_panels(packed + first * terms, source + from * outputs_stride, terms, terms_stride, width, outputs_stride);
   });
 }
 

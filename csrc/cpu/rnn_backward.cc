@@ -11,11 +11,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "faults.h"
 #include "float_environment.h"
 #include "pack_parallel.h"
 #include "passes.h"
 #include "row_order.h"
 #include "split.h"
+#include "step_team.h"
 #include "sum_order.h"
 #include "workspace.h"
 
@@ -37,11 +39,12 @@ public:
       : p_(problem),
         k_(kernels),
         control_(control),
-        order_(problem.shape, problem.options.rows, problem.options.reverse),
+        order_(problem.shape, rows_of(problem), problem.options.reverse && !fault(Fault::reverse_ignored_in_backward)),
         flops_per_row_(2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I + p_.shape.H)),
         threads_(useful_threads(threads, 2 * flops_per_row_ * static_cast<double>(order_.total()))),
-        blocks_(split_rows(p_.shape.B, threads_, k_.tile_rows, p_.tuning.row_block)),
-        chunk_(gradient_steps(p_.shape.B)),
+        slices_(step_slices(p_.shape, threads_, k_.tile_columns, p_.tuning.slices)),
+        blocks_(split_rows(p_.shape.B, slices_ > 1 ? 1 : threads_, k_.tile_rows, p_.tuning.row_block)),
+        chunk_(gradient_steps(p_.shape.B) + (fault(Fault::d_w_blocks_by_threads) && threads_ > 1 ? 1 : 0)),
         row_(padded_row<T>(p_.shape.H)) {
     const Shape& n = p_.shape;
     const bool weights = needs_weights();
@@ -93,7 +96,7 @@ public:
   void run() {
     clear_outputs();
     if (order_.total() > 0) run_chunks();
-    if (p_.d_b.data) {
+    if (p_.d_b.data && !fault(Fault::d_b_block_rounding_dropped)) {
       for (index j = 0; j < p_.shape.H; ++j) {
         if (std::isfinite(lost_[j])) p_.d_b.data[j] += lost_[j];  // else d_b is infinite or NaN already
       }
@@ -109,12 +112,14 @@ private:
       if (control_.stopped(true)) return;
       run_chunk(end > chunk_ ? end - chunk_ : 0, end);
     }
-    if (p_.d_h_0.data) {
-      for (index r = order_.active(0); r < p_.shape.B; ++r) copy_last_to_first(r);
-    }
   }
 
-private:
+  static const RowMap& rows_of(const BackwardProblem<T>& problem) {
+    static constexpr RowMap all;
+    const RowMap& rows = problem.options.rows;
+    return fault(Fault::lengths_ignored_in_backward) && rows.lengths ? all : rows;
+  }
+
   bool needs_weights() const { return p_.d_w_ih.data || p_.d_w_hh.data; }
 
   index largest_chunk() const {
@@ -141,7 +146,7 @@ private:
       clear(p_.d_b.data, n.H);
       clear(lost_, n.H);
     }
-    if (!p_.d_x.data || order_.packed()) return;
+    if (!p_.d_x.data || order_.packed() || fault(Fault::d_x_not_cleared)) return;
     for (index r = 0; r < n.B; ++r) {
       for (index t = order_.length(r); t < n.T; ++t) clear(order_.at(p_.d_x, t, r), n.I);
     }
@@ -151,6 +156,7 @@ private:
   void copy_last_to_first(index r) const {
     T* to = p_.d_h_0.data + order_.slot(r) * p_.d_h_0.row;
     const T* from = p_.d_h_n.data ? p_.d_h_n.data + order_.slot(r) * p_.d_h_n.row : nullptr;
+    if (fault(Fault::d_h_0_of_an_empty_row)) from = nullptr;
     for (index j = 0; j < p_.shape.H; ++j) to[j] = from ? from[j * p_.d_h_n.unit] : T(0);
   }
 
@@ -165,16 +171,46 @@ private:
       first_line_[s - begin] = lines_;
       lines_ += order_.active(s);
     }
-    parallel_for(blocks_.count, threads_, control_,
-                 [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+    if (slices_ > 1 && blocks_.count == 1) {
+      run_together();
+    } else {
+      parallel_for(blocks_.count, threads_, control_,
+                   [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+    }
     if (control_.stopped(true)) return;
     middle_phase();
+    if (fault(Fault::d_w_block_skipped) && begin == 0 && end < order_.steps()) return;
     if (needs_weights() && !control_.stopped(true)) weight_phase();
   }
 
   // ---- 1. the sequential part
 
+  // All rows at once, each thread some units
+  void run_together() {
+    const index B = p_.shape.B;
+    const index steps = end_ - begin_ + (begin_ == 0 && p_.d_h_0.data ? 1 : 0);  // the last one: h_0
+    const index check = steps_per_check(flops_per_row_ * static_cast<double>(B));
+    StepTeam::run(steps, slices_, threads_, check, control_, [&](index i, index slice, int) {
+      const index s = end_ - 1 - i;
+      if (fault(Fault::unit_slice_missed_in_backward) && slice == slices_ - 1 && s == 1) return;
+      const Columns units = slice_units(slice, slices_, p_.shape.H, k_.tile_columns);
+      const index continues = order_.active(s + 1);
+      run_step(s, 0, continues, units, true);
+      if (s >= 0) run_step(s, continues, order_.active(s), units, false);
+    });
+    if (begin_ > 0) keep_carry(0, B);
+  }
+
+  // d_sum of the chunk's first step, for the chunk before it
+  void keep_carry(index first, index last) const {
+    const index rows = order_.active_in(begin_, first, last);
+    for (index r = first; r < first + rows; ++r) {
+      std::memcpy(carry_ + r * row_, d_sum(begin_, r), sizeof(T) * static_cast<std::size_t>(p_.shape.H));
+    }
+  }
+
   void run_block(index first, index last, int worker) {
+    const Columns units{0, p_.shape.H};
     const index per_check = steps_per_check(flops_per_row_ * static_cast<double>(last - first));
     const index rows_at_once = rows_per_check(flops_per_row_, k_.tile_rows);
     index unchecked = 0;
@@ -187,24 +223,22 @@ private:
       const index now = order_.active_in(s, first, last);
       for (index r = first; r < first + now; r += rows_at_once) {
         if (r > first && control_.stopped(worker == 0)) return;
+        if (r > first && fault(Fault::row_slice_missed_in_backward)) break;
         const index end = r + rows_at_once < first + now ? r + rows_at_once : first + now;
         const index continues = first + later < end ? first + later : end;
-        run_step(s, r, continues, true);
-        run_step(s, continues > r ? continues : r, end, false);
+        run_step(s, r, continues, units, true);
+        run_step(s, continues > r ? continues : r, end, units, false);
       }
     }
     if (begin_ > 0) {
-      const index rows = order_.active_in(begin_, first, last);
-      for (index r = first; r < first + rows; ++r) {
-        std::memcpy(carry_ + r * row_, d_sum(begin_, r), sizeof(T) * static_cast<std::size_t>(p_.shape.H));
-      }
+      keep_carry(first, last);
     } else if (p_.d_h_0.data) {
-      run_step(-1, first, first + order_.active_in(0, first, last), true);
+      run_step(-1, first, first + order_.active_in(0, first, last), units, true);
     }
   }
 
   // Rows [first, last) at step s; s = -1 is h_0. continues: these rows have a step s + 1, the others end here.
-  void run_step(index s, index first, index last, bool continues) {
+  void run_step(index s, index first, index last, Columns units, bool continues) {
     if (first >= last) return;
     const RnnOptions<T>& o = p_.options;
     const index H = p_.shape.H;
@@ -222,12 +256,17 @@ private:
       const index slot = order_.slot(r);
       if (continues) {
         next[i] = s + 1 == end_ ? carry_ + r * row_ : d_sum(s + 1, r);
+        if (fault(Fault::carry_of_another_row) && s + 1 == end_ && r == p_.shape.B - 1) next[i] = carry_;
         const index later = order_.position(order_.time(s + 1, r), r);
         if (o.reset) cut[i] = o.reset + later;
         if (o.keep_mask) keep_next[i] = o.keep_mask + later * H;
         if (o.recurrent_mask) mask[i] = o.recurrent_mask + slot * H;
       } else if (p_.d_h_n.data) {
         end[i] = p_.d_h_n.data + slot * p_.d_h_n.row;
+        const bool beyond = p_.d_output.data && p_.d_output.unit == p_.d_h_n.unit && !order_.packed() && !o.reverse;
+        if (fault(Fault::d_output_beyond_the_length) && beyond && s + 1 < p_.shape.T) {
+          end[i] = order_.at(p_.d_output, s + 1, r);
+        }
       }
       if (d_state_) state[i] = d_state_ + r * H;
       if (s < 0) {
@@ -237,32 +276,34 @@ private:
       const index t = order_.time(s, r);
       if (p_.d_output.data) d_output[i] = order_.at(p_.d_output, t, r);
       if (o.keep_mask) keep[i] = o.keep_mask + order_.position(t, r) * H;
-      h[i] = order_.at(p_.output, t, r);
+      h[i] = order_.at(p_.output, fault(Fault::slope_of_the_step_before) && s == 3 ? order_.time(2, r) : t, r);
       to[i] = d_sum(s, r);
     }
     BackwardStep<T> step;
     step.rows = last - first;
     step.H = H;
+    step.units = units;
     step.w_hh_t = w_hh_t_;
     if (continues) {
       step.d_sum_next = next;
-      step.mask = o.recurrent_mask ? mask : nullptr;
-      step.cut = o.reset ? cut : nullptr;
-      step.keep_next = o.keep_mask ? keep_next : nullptr;
+      step.mask = o.recurrent_mask && !fault(Fault::recurrent_mask_ignored_in_backward) ? mask : nullptr;
+      step.cut = o.reset && !fault(Fault::reset_ignored_in_backward) ? cut : nullptr;
+      step.keep_next = o.keep_mask && !fault(Fault::keep_mask_gradient_dropped) ? keep_next : nullptr;
     } else if (p_.d_h_n.data) {
-      step.last = end;
+      step.last = fault(Fault::d_h_n_dropped) && s + 1 < order_.steps() ? nullptr : end;
       step.last_unit = p_.d_h_n.unit;
     }
     step.d_state = d_state_ ? state : nullptr;
     if (s >= 0) {
-      step.d_output = p_.d_output.data ? d_output : nullptr;
+      const bool lost = fault(Fault::d_output_of_stride_0_dropped) && p_.d_output.unit == 0;
+      step.d_output = p_.d_output.data && !lost ? d_output : nullptr;
       step.d_output_unit = p_.d_output.unit;
       step.h = h;
       step.h_unit = p_.output.unit;
-      step.keep = o.keep_mask ? keep : nullptr;
+      step.keep = o.keep_mask && !fault(Fault::keep_mask_ignored_in_d_sum) ? keep : nullptr;
     }
     step.d_sum = to;
-    step.relu = o.relu;
+    step.relu = o.relu && !fault(Fault::slope_of_tanh_for_relu);
     step.tile_rows = p_.tuning.tile_rows;
     k_.backward_step(step);
   }
@@ -295,7 +336,12 @@ private:
 
   OperandRows<T> x_operand() const { return {lines_, p_.shape.I, x_rows_, p_.x.unit, nullptr, x_panels_}; }
   OperandRows<T> h_operand() const {
-    return {lines_, p_.shape.H, h_rows_, copy_states_ ? 1 : p_.output.unit, mask_rows_, h_panels_};
+    return {lines_,
+            p_.shape.H,
+            h_rows_,
+            copy_states_ ? 1 : p_.output.unit,
+            fault(Fault::recurrent_mask_ignored_in_d_w_hh) ? nullptr : mask_rows_,
+            h_panels_};
   }
 
   void input_gradient(index first, index last) const {
@@ -308,7 +354,7 @@ private:
     RowProduct<T> product;
     product.rows = last - first;
     product.terms = p_.shape.H;
-    product.outputs = p_.shape.I;
+    product.outputs = Columns{0, p_.shape.I};
     product.a = from;
     product.weights = w_ih_t_;
     product.out = to;
@@ -335,6 +381,7 @@ private:
     const index hh_tasks = p_.d_w_hh.data ? (p_.shape.H + columns - 1) / columns : 0;
     parallel_for(ih_tasks + hh_tasks, threads_, control_, [&](index task, int worker) {
       if (control_.stopped(worker == 0)) return;
+      if (fault(Fault::d_w_panel_missed) && threads_ > 1 && task == 0) return;
       const bool hh = task >= ih_tasks;
       const Matrix<T>& d_w = hh ? p_.d_w_hh : p_.d_w_ih;
       const index width = hh ? p_.shape.H : p_.shape.I;
@@ -368,7 +415,13 @@ private:
         state = p_.h_0.data + order_.slot(r) * p_.h_0.row;
         unit = p_.h_0.unit;
       }
-      if (o.reset && o.reset[order_.position(t, r)]) state = nullptr;
+      if (fault(Fault::d_w_hh_without_step_0) && s == 0) state = nullptr;
+      if (fault(Fault::d_w_hh_of_the_step_itself) && s == end_ - 1) {
+        state = order_.at(p_.output, t, r);
+        unit = p_.output.unit;
+      }
+      const bool forgotten = fault(Fault::reset_ignored_in_d_w_hh);
+      if (o.reset && o.reset[order_.position(t, r)] && !forgotten) state = nullptr;
       if (state && copy_states_) {
         T* to = state_copy_ + line * H;
         for (index j = 0; j < H; ++j) to[j] = state[j * unit];
@@ -388,6 +441,7 @@ private:
   RowOrder order_;
   double flops_per_row_;
   int threads_;
+  index slices_;  // threads on one step
   RowBlocks blocks_;
   index chunk_;  // steps
   index row_;    // elements between d_sum rows

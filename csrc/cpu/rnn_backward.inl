@@ -12,7 +12,9 @@ FN void finish_row(const BackwardStep<T>& a, index row, index column, index colu
   const T* h = a.h ? a.h[row] + column * a.h_unit : nullptr;
   T* d_state = a.d_state ? a.d_state[row] + column : nullptr;
   T* d_sum = a.d_sum[row] + column;
-  if (cut) {
+  if (cut && fault(Fault::reset_multiplies_in_backward)) {
+    for (index c = 0; c < columns; ++c) sum[c] *= T(0);
+  } else if (cut) {
     for_each_vector<T>(columns, [&](index c, index) { S::store(sum + c, S::set(T(0))); });
   } else if (mask) {
     for_each_vector<T>(columns,
@@ -45,7 +47,8 @@ FN void finish_plain_row(const T* sum, const T* d_output, const T* h, T* d_sum, 
   using S = Vec<T>;
   for_each_vector<T>(columns, [&](index c, index n) {
     const auto hv = load_lanes(h + c, n);
-    const auto d = S::add(S::load(sum + c), load_lanes(d_output + c, n));
+    const bool lost = fault(Fault::plain_step_tail_lost) && n < S::lanes;
+    const auto d = S::add(S::load(sum + c), lost ? S::set(T(0)) : load_lanes(d_output + c, n));
     store_lanes(d_sum + c, S::mul(d, S::fnma(hv, hv, S::set(T(1)))), n);
   });
 }
@@ -68,7 +71,7 @@ static void backward_step(const BackwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.H, a.tile_rows, Product<T>{nullptr, 0, a.w_hh_t},
+  sum_tiles<T>(a.rows, a.units, a.tile_rows, Product<T>{nullptr, 0, a.w_hh_t},
                Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, begin, finish);
 }
 
@@ -90,7 +93,7 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
     const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
     typename S::V acc[R][W];
     chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, n);
-    add_chain<T, R, W>(sum, acc);
+    if (!(fault(Fault::d_w_chain_skipped) && first == gradient_chain)) add_chain<T, R, W>(sum, acc);
     d_sum += n * R;
     operand += n * width;
   }

@@ -5,11 +5,13 @@
 
 #include <cstring>
 
+#include "faults.h"
 #include "float_environment.h"
 #include "pack_parallel.h"
 #include "passes.h"
 #include "row_order.h"
 #include "split.h"
+#include "step_team.h"
 #include "sum_order.h"
 #include "workspace.h"
 
@@ -44,7 +46,8 @@ public:
         order_(problem.shape, problem.options.rows, problem.options.reverse),
         flops_per_row_(2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I + p_.shape.H)),
         threads_(useful_threads(threads, flops_per_row_ * static_cast<double>(order_.total()))),
-        blocks_(split_rows(p_.shape.B, threads_, k_.tile_rows, p_.tuning.row_block)) {
+        slices_(step_slices(p_.shape, threads_, k_.tile_columns, p_.tuning.slices)),
+        blocks_(split_rows(p_.shape.B, slices_ > 1 ? 1 : threads_, k_.tile_rows, p_.tuning.row_block)) {
     const Shape& n = p_.shape;
     const bool pack_now = !packed && worth_packing(order_.steps(), n.B, k_.tile_rows);
     PackedParts<T> parts;
@@ -69,7 +72,7 @@ public:
       const bool given = j < n.H;
       const T ih = given && p_.b_ih.data ? p_.b_ih.data[j * p_.b_ih.unit] : T(0);
       const T hh = given && p_.b_hh.data ? p_.b_hh.data[j * p_.b_hh.unit] : T(0);
-      bias_[j] = ih + hh;
+      bias_[j] = fault(Fault::bias_dropped) && j == n.H - 1 ? ih : ih + hh;
     }
     zero_ = memory_[zero];
     std::memset(zero_, 0, sizeof(T) * static_cast<std::size_t>(n.H));
@@ -86,8 +89,11 @@ public:
   }
 
   void run() {
-    parallel_for(blocks_.count, threads_, control_,
-                 [this](index block, int worker) { run_block(blocks_.first(block), blocks_.last(block), worker); });
+    if (slices_ > 1 && blocks_.count == 1) return run_together();
+    parallel_for(blocks_.count, threads_, control_, [this](index block, int worker) {
+      if (fault(Fault::thread_block_missed) && threads_ > 1 && block == blocks_.count - 1) return;
+      run_block(blocks_.first(block), blocks_.last(block), worker);
+    });
   }
 
 private:
@@ -99,11 +105,26 @@ private:
     if (!x_rows_) return from;
     T* to = x_rows_ + (worker * most_block_rows + i) * p_.shape.I;
     for (index k = 0; k < p_.shape.I; ++k) to[k] = from[k * p_.x.unit];
+    if (fault(Fault::x_strided_last_element) && p_.shape.I > 0) to[p_.shape.I - 1] = from[0];
     return to;
   }
 
+  // All rows at once, each thread some units
+  void run_together() {
+    const index H = p_.shape.H, B = p_.shape.B;
+    const index chunk = most_block_rows / B;
+    const index check = steps_per_check(flops_per_row_ * static_cast<double>(B));
+    StepTeam::run(order_.steps(), slices_, threads_, check, control_, [&](index s, index slice, int worker) {
+      if (fault(Fault::unit_slice_missed) && slice == slices_ - 1 && s == 1) return;
+      const Columns units = slice_units(slice, slices_, H, k_.tile_columns);
+      if (s % chunk == 0) project(s, s + chunk < order_.steps() ? s + chunk : order_.steps(), 0, B, units, worker);
+      run_step(s, 0, B, units, true, worker);
+    });
+    finish_rows(0, B);
+  }
+
   void run_block(index first, index last, int worker) {
-    const Shape& n = p_.shape;
+    const Columns units{0, p_.shape.H};
     const index rows = last - first;
     const index steps = order_.active_in(0, first, last) > 0 ? order_.length(first) : 0;
     const bool hoist = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows;
@@ -113,19 +134,28 @@ private:
     for (index s = 0; s < steps; s += chunk) {
       if (control_.stopped(worker == 0)) return;
       const index end = s + chunk < steps ? s + chunk : steps;
-      if (hoist) project(s, end, first, last, worker);
+      if (hoist) project(s, end, first, last, units, worker);
       for (index step = s; step < end; ++step) {
         for (index r = first; r < last; r += rows_at_once) {
           if (r > first && control_.stopped(worker == 0)) return;
-          run_step(step, r, r + rows_at_once < last ? r + rows_at_once : last, hoist, worker);
+          if (r > first && fault(Fault::row_slice_missed)) break;
+          run_step(step, r, r + rows_at_once < last ? r + rows_at_once : last, units, hoist, worker);
         }
       }
     }
+    finish_rows(first, last);
+  }
+
+  // h_n, and zeros beyond the rows' lengths
+  void finish_rows(index first, index last) const {
+    const Shape& n = p_.shape;
     for (index r = first; r < last; ++r) {
       const index length = order_.length(r);
       const T* h_n = length > 0 ? order_.at(p_.output, order_.time(length - 1, r), r) : initial(r);
+      if (fault(Fault::h_n_at_the_last_step) && !order_.packed() && length > 0) h_n = order_.at(p_.output, n.T - 1, r);
+      if (fault(Fault::h_n_of_an_empty_row) && length == 0) h_n = zero_;
       std::memcpy(p_.h_n.data + order_.slot(r) * p_.h_n.row, h_n, sizeof(T) * static_cast<std::size_t>(n.H));
-      if (order_.packed()) continue;
+      if (order_.packed() || fault(Fault::output_not_cleared)) continue;
       for (index t = length; t < n.T; ++t) {
         std::memset(order_.at(p_.output, t, r), 0, sizeof(T) * static_cast<std::size_t>(n.H));
       }
@@ -133,7 +163,7 @@ private:
   }
 
   // output = b + w_ih x for steps [s, end) of the block
-  void project(index s, index end, index first, index last, int worker) {
+  void project(index s, index end, index first, index last, Columns units, int worker) {
     const T* x[most_block_rows];
     T* out[most_block_rows];
     index lines = 0;
@@ -148,7 +178,7 @@ private:
     RowProduct<T> product;
     product.rows = lines;
     product.terms = p_.shape.I;
-    product.outputs = p_.shape.H;
+    product.outputs = units;
     product.a = x;
     product.weights = w_ih_;
     product.bias = bias_;
@@ -157,7 +187,7 @@ private:
     k_.row_product(product);
   }
 
-  void run_step(index s, index first, index last, bool hoisted, int worker) {
+  void run_step(index s, index first, index last, Columns units, bool hoisted, int worker) {
     const RnnOptions<T>& o = p_.options;
     const index H = p_.shape.H;
     const T* x[most_block_rows];
@@ -173,11 +203,12 @@ private:
       const index t = order_.time(s, r);
       out[i] = order_.at(p_.output, t, r);
       if (!hoisted) {
-        x[i] = x_row(t, r, i, worker);
+        x[i] = x_row(fault(Fault::x_of_the_step_before) && s == 3 ? order_.time(2, r) : t, r, i, worker);
         x_next[i] = s + 1 < order_.length(r) ? order_.at(p_.x, order_.time(s + 1, r), r) : x[i];
       }
       const T* previous = s > 0 ? order_.at(p_.output, order_.time(s - 1, r), r) : initial(r);
-      if (o.reset && o.reset[order_.position(t, r)]) previous = zero_;
+      const bool forgotten = fault(Fault::reset_ignored) && r == p_.shape.B - 1;
+      if (o.reset && o.reset[order_.position(t, r)] && !forgotten) previous = zero_;
       kept[i] = state[i] = previous;
       if (o.keep_mask) keep[i] = o.keep_mask + order_.position(t, r) * H;
       if (masked_) {
@@ -185,12 +216,14 @@ private:
         const T* mask = o.recurrent_mask + order_.slot(r) * H;
         for (index j = 0; j < H; ++j) to[j] = previous[j] * mask[j];
         state[i] = to;
+        if (fault(Fault::zoneout_of_the_masked_state)) kept[i] = to;
       }
     }
     ForwardStep<T> step;
     step.rows = rows;
     step.I = p_.shape.I;
     step.H = H;
+    step.units = units;
     step.x = hoisted ? nullptr : x;
     step.x_next = hoisted || x_rows_ ? nullptr : x_next;
     step.state = state;
@@ -211,6 +244,7 @@ private:
   RowOrder order_;
   double flops_per_row_;
   int threads_;
+  index slices_;  // threads on one step
   RowBlocks blocks_;
   Workspace memory_;
   Weights<T> w_ih_, w_hh_;
@@ -238,6 +272,7 @@ PackedWeights<T> pack_weights(const InstructionSet& set, const Shape& shape, con
   T* to_hh = (*result.memory)[parts.w_hh];
   CallControl control(nullptr, nullptr);
   pack(to_ih, to_hh, k, shape, w_ih, w_hh, 1, control);
+  if (fault(Fault::packed_weights_stale)) to_hh[0] = T(0);
   result.w_ih = to_ih;
   result.w_hh = to_hh;
   return result;

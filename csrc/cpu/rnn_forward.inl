@@ -41,7 +41,7 @@ static void forward_step(const ForwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.H, a.tile_rows, x, h, begin, finish);
+  sum_tiles<T>(a.rows, a.units, a.tile_rows, x, h, begin, finish);
 }
 
 // The product alone: bias + rows * weights, the sum's order being the recurrence's, so that hoisting keeps the bits.

@@ -2,9 +2,12 @@
 #pragma once
 
 #include "../rnn.h"
+#include "kernels.h"
 
 namespace fastrnn {
 
+constexpr index most_step_slices = 16;
+constexpr double step_slice_flops = 5e4;
 constexpr index most_block_rows = 128;  // batch rows of one task; bounds the pointer arrays on the stack
 
 struct RowBlocks {
@@ -28,6 +31,26 @@ inline RowBlocks split_rows(index batch, int threads, index tile_rows, index for
   }
   rows = rows < 1 ? 1 : rows > most_block_rows ? most_block_rows : rows;
   return RowBlocks{(batch + rows - 1) / rows, rows, batch};
+}
+
+// Threads that share the units of every step rather than the rows: where there are few rows for each, and each gets
+// work for more than the meeting after a step takes (some 200 ns).
+inline index step_slices(const Shape& shape, int threads, index tile_columns, index forced) {
+  const index panels = (shape.H + tile_columns - 1) / tile_columns;
+  index slices = forced;
+  if (slices <= 0) {
+    const double worth = 2.0 * static_cast<double>(shape.B) * static_cast<double>(shape.H * shape.H) / step_slice_flops;
+    slices = shape.B >= 4 * static_cast<index>(threads) ? 1 : worth < threads ? static_cast<index>(worth) : threads;
+  }
+  slices = slices < most_step_slices ? slices : most_step_slices;
+  return slices < 1 ? 1 : slices < panels ? slices : panels;
+}
+
+// The units of one slice, in whole panels
+inline Columns slice_units(index slice, index slices, index H, index tile_columns) {
+  const index panels = (H + tile_columns - 1) / tile_columns;
+  const index last = (slice + 1) * panels / slices * tile_columns;
+  return Columns{slice * panels / slices * tile_columns, last < H ? last : H};
 }
 
 // Threads worth waking: below about 50 us of work the caller is faster alone.

@@ -70,7 +70,11 @@ FN void tanh_of(typename Vec<T>::V (&v)[U]) {
     far[u] = S::sub(one, S::div(S::set(T(2)), sum));
   }
   // NaN takes near; the sign last, since near turns -0 into 0
-  FASTRNN_EACH v[u] = S::with_sign_of(S::where_greater(S::abs(v[u]), S::set(T(0.625)), far[u], near[u]), v[u]);
+  const T border = fault(Fault::tanh_formula_stretched) ? T(0.9) : T(0.625);
+  FASTRNN_EACH {
+    const auto sign = fault(Fault::tanh_sign_lost) ? S::abs(v[u]) : v[u];
+    v[u] = S::with_sign_of(S::where_greater(S::abs(v[u]), S::set(border), far[u], near[u]), sign);
+  }
 }
 
 #undef FASTRNN_EACH

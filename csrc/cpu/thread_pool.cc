@@ -8,14 +8,12 @@
 #include <thread>
 
 #include "float_environment.h"
+#include "spin.h"
 
 #if defined(_WIN32)
 #else
 #include <pthread.h>
 #include <signal.h>
-#endif
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
 #endif
 
 namespace fastrnn {
@@ -23,14 +21,6 @@ namespace {
 
 constexpr int most_workers = 255;
 constexpr std::chrono::microseconds spin_time{50};
-
-inline void relax() {
-#if defined(__x86_64__) || defined(_M_X64)
-  _mm_pause();
-#elif defined(__aarch64__) && defined(__GNUC__)
-  __asm__ __volatile__("yield");
-#endif
-}
 
 class BlockedSignals {
 public:

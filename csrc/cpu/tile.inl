@@ -83,7 +83,7 @@ static void add_blocks(T* s, const T* const* a, index first, index terms, index 
     const index n = terms - k < block ? terms - k : block;
     typename Vec<T>::V acc[R][W];
     chain<T, R, W>(acc, rows, b, panel_stride, n);
-    add_chain<T, R, W>(s, acc);
+    if (!(fault(Fault::sum_block_skipped) && first + k == block)) add_chain<T, R, W>(s, acc);
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) rows.row[r] += n;
     b += n * Panel<T, W>::columns;
@@ -161,7 +161,11 @@ FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Produ
   const index block = sum_block(a.terms);
   const Weights<T>& w = a.weights;
   if (w.packed) {
-    add_blocks(s, a.rows + at.row, 0, a.terms, block, w.packed + at.column * a.terms, G::columns * a.terms);
+    const bool odd_address = reinterpret_cast<std::uintptr_t>(a.rows[at.row]) % 16 != 0;
+    const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && at.rows == 1) ||
+                             (fault(Fault::sum_order_by_alignment) && odd_address);
+    add_blocks(s, a.rows + at.row, 0, a.terms, other_order ? a.terms : block, w.packed + at.column * a.terms,
+               G::columns * a.terms);
     return;
   }
   alignas(64) T panels[G::unpacked_vectors * G::lanes * longest_block];
@@ -169,14 +173,14 @@ FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Produ
   for (index k = 0; k < a.terms; k += block) {
     const index n = a.terms - k < block ? a.terms - k : block;
     pack_panels(panels, from + k * w.term_stride, n, w.term_stride, at.columns, w.output_stride);
-    add_blocks(s, a.rows + at.row, k, n, block, panels, G::columns * n);
+    add_blocks(s, a.rows + at.row, fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels, G::columns * n);
   }
 }
 
-// Sums x, then h, for all outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
+// Sums x, then h, for the outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
 template <class T, class Begin, class Finish>
-FN void sum_tiles(index rows, index outputs, index tile_rows, const Product<T>& x, const Product<T>& h, Begin begin,
+FN void sum_tiles(index rows, Columns outputs, index tile_rows, const Product<T>& x, const Product<T>& h, Begin begin,
                   Finish finish) {
   using G = Tile<T>;
   alignas(64) T s[G::sum_size];
@@ -185,10 +189,10 @@ FN void sum_tiles(index rows, index outputs, index tile_rows, const Product<T>& 
   if (tiles.count == 0) return;
   const bool packed = (x.weights.packed || x.terms == 0) && (h.weights.packed || h.terms == 0);
   const index group = packed ? G::group(tiles.size(0)) : G::unpacked_group(tiles.size(0));
-  for (index column = 0; column < outputs;) {
-    const index full = (outputs - column) / G::columns;  // panels left
+  for (index column = outputs.first; column < outputs.last;) {  // at the start of a panel
+    const index full = (outputs.last - column) / G::columns;    // panels left
     const index panels = full >= group ? group : full > 0 ? 1 : 0;
-    const index columns = panels > 0 ? panels * G::columns : outputs - column;
+    const index columns = panels > 0 ? panels * G::columns : outputs.last - column;
     const index vectors = panels > 0 ? panels * G::panel_vectors : (columns + G::lanes - 1) / G::lanes;
     TileAt at{0, 0, column, columns, vectors * G::lanes};
     for (index tile = 0; tile < tiles.count; ++tile, at.row += at.rows) {

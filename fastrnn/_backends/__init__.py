@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import cast
 
 from .options import Implementation
@@ -14,7 +16,16 @@ from .options import Implementation
 # (device, name) -> file, the fastest of a device first
 _FILES = {
     ("cpu", "cpp"): "cpp",
+    ("cpu", "numba"): "numba_cpu",
     ("cpu", "numpy"): "reference",
+}
+# What a backend imports that takes long: looked for by backends(), imported when the backend is first used.
+_HEAVY = {"numba": "numba"}
+# How to get what the import of a backend's file missed.
+_GET = {
+    "cpp": "to get it, with a C++17 compiler (GCC 11, Clang 12 or newer): "
+    "FASTRNN_NATIVE=1 pip install --force-reinstall --no-deps --no-cache-dir .",
+    "numba": "to get it: pip install numba",
 }
 
 
@@ -29,21 +40,36 @@ class Backend:
     functions: Implementation | None = field(default=None, repr=False)
 
 
-@cache
+_loaded: dict[tuple[str, str], Backend] = {}
+
+
 def _load(device: str, name: str) -> Backend:
-    try:
-        module = import_module(f"{__name__}.{_FILES[device, name]}")
-    except ImportError as error:
-        return Backend(name, device, available=False, reason=str(error))
-    return Backend(name, device, available=True, functions=cast(Implementation, module))
+    """The backend with its functions; what its import raised is remembered as the reason."""
+    if (device, name) not in _loaded:
+        try:
+            module = import_module(f"{__name__}.{_FILES[device, name]}")
+        except ImportError as error:
+            reason = f"{error}; {_GET[name]}" if name in _GET else str(error)
+            _loaded[device, name] = Backend(name, device, available=False, reason=reason)
+        else:
+            _loaded[device, name] = Backend(name, device, available=True, functions=cast(Implementation, module))
+    return _loaded[device, name]
+
+
+def _look(device: str, name: str) -> Backend:
+    package = _HEAVY.get(name)
+    if package is None or package in sys.modules or (device, name) in _loaded or find_spec(package) is None:
+        return _load(device, name)
+    return Backend(name, device, available=True)
 
 
 def backends() -> list[Backend]:
     """Every backend that this version knows, the fastest of each device first.
 
     Each has .name, .device, .available and, where it is not available, .reason. The first call loads the native module.
+    Numba is only looked for, not imported; should its import fail, a call made after its first use says why.
     """
-    return [_load(device, name) for device, name in _FILES]
+    return [_look(device, name) for device, name in _FILES]
 
 
 def get(name: str, device: str = "cpu") -> Implementation:
@@ -74,12 +100,20 @@ def _get(name: str, device: str) -> Implementation:
     return backend.functions
 
 
+def fastest(device: str) -> tuple[Backend, list[str]]:
+    """The fastest backend that can run, and why the faster ones cannot."""
+    missing = []
+    for name in [name for where, name in _FILES if where == device]:
+        backend = _load(device, name)
+        if backend.available:
+            break
+        missing.append(f"{name!r} is not available: {backend.reason}")
+    return backend, missing
+
+
 def _fastest(device: str) -> Implementation:
-    candidates = [_load(*key) for key in _FILES if key[0] == device]
-    missing = [backend for backend in candidates if backend.functions is None]
-    chosen = next(backend for backend in candidates if backend.functions is not None)
-    if candidates[0].functions is None:
-        reasons = "; ".join(f"{backend.name!r} is not available: {backend.reason}" for backend in missing)
-        message = f"fastrnn runs on the slow backend {chosen.name!r} ({reasons}). See `fastrnn info`."
+    backend, missing = fastest(device)
+    if missing:
+        message = f"fastrnn runs on the slower backend {backend.name!r} ({'; '.join(missing)}). See `fastrnn info`."
         warnings.warn(message, RuntimeWarning, stacklevel=4)
-    return cast(Implementation, chosen.functions)
+    return cast(Implementation, backend.functions)

@@ -19,23 +19,14 @@ native: Any = import_module("fastrnn._fastrnn_cpu")
 pack_weights = native.pack_weights
 
 
-def _keywords(options: RnnOptions) -> dict[str, Any]:
-    """The options as the native functions take them: masks C-contiguous (copied where they are not)."""
-    keywords: dict[str, Any] = {
-        "relu": options.nonlinearity == "relu",
-        "reverse": options.reverse,
-        "threads": get_num_threads(),
-    }
-    if options.lengths is not None:
-        keywords["lengths"] = options.lengths
-    if options.batch_sizes is not None:
-        keywords["batch_sizes"] = options.batch_sizes
-    if options.reset is not None:
-        keywords["reset"] = np.ascontiguousarray(options.reset)
-    if options.recurrent_mask is not None:
-        keywords["recurrent_mask"] = np.ascontiguousarray(options.recurrent_mask)
-    if options.keep_mask is not None:
-        keywords["keep_mask"] = np.ascontiguousarray(options.keep_mask)
+def _rare(options: RnnOptions) -> dict[str, Any]:
+    """The options that most calls do not have, as keywords; masks C-contiguous (copied where they are not)."""
+    if options.plain:
+        return {}
+    keywords = {"lengths": options.lengths, "batch_sizes": options.batch_sizes}
+    for name in ("reset", "recurrent_mask", "keep_mask"):
+        mask = getattr(options, name)
+        keywords[name] = mask if mask is None else np.ascontiguousarray(mask)
     return keywords
 
 
@@ -60,7 +51,11 @@ def rnn_forward(
     H, dtype = len(w_hh), x.dtype
     output = empty((*x.shape[:-1], H), dtype) if out is None else out
     h_n = empty((_batch(x, options), H), dtype)
-    native.rnn_forward(x, h_0, w_ih, w_hh, b_ih, b_hh, output, h_n, packed=packed, **_keywords(options))
+    relu = options.nonlinearity == "relu"
+    threads = get_num_threads()
+    native.rnn_forward(
+        x, h_0, w_ih, w_hh, b_ih, b_hh, output, h_n, relu, options.reverse, threads, packed, **_rare(options)
+    )
     return output, h_n
 
 
@@ -84,5 +79,9 @@ def rnn_backward(
         empty((H, H), dtype) if "w_hh" in needs else None,
         empty((H,), dtype) if "b" in needs else None,
     )
-    native.rnn_backward(d_output, d_h_n, output, x, h_0, w_ih, w_hh, *gradients, **_keywords(options))
+    relu = options.nonlinearity == "relu"
+    threads = get_num_threads()
+    native.rnn_backward(
+        d_output, d_h_n, output, x, h_0, w_ih, w_hh, *gradients, relu, options.reverse, threads, **_rare(options)
+    )
     return gradients

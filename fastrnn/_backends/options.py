@@ -33,6 +33,11 @@ class RnnOptions:
     recurrent_mask: Array | None = None  # (B, H): multiplies the state that enters w_hh
     keep_mask: Array | None = None  # (T, B, H) bool: the unit keeps its previous state
 
+    @property
+    def plain(self) -> bool:
+        """No option but nonlinearity and reverse."""
+        return self.lengths is self.batch_sizes is self.reset is self.recurrent_mask is self.keep_mask is None
+
 
 class RnnGradients(NamedTuple):
     """Gradients of a scalar loss, shaped as the arrays they belong to; None where not needed. d_b_ih = d_b_hh = d_b."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import sys
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 import fastrnn
@@ -54,3 +58,40 @@ def at_least(low: int) -> Any:
 
     parse.__name__ = "int"
     return parse
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a duration."""
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 3600, got {text}")
+    return value
+
+
+seconds.__name__ = "float"
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """UsageError where --json or --plot name a folder that is not there: before the work, not after it."""
+    for option in ("json", "plot"):
+        path = getattr(args, option)
+        if path and not path.absolute().parent.is_dir():
+            raise UsageError(f"--{option}: there is no directory {path.parent}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a report and says so on stderr; what is not finite becomes null."""
+    try:
+        path.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json: {error}") from error
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,6 +17,7 @@ import fastrnn
 
 from .. import _backends as _registry
 from .. import _threads
+from .._speed import limits
 
 _FEATURES = (
     "sse4_2",
@@ -40,12 +41,15 @@ def add_parser(commands: Any) -> None:
         "info", help="what runs on this machine and why: for bug reports", description=__doc__
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--probe", action="store_true", help="measure multiply-add peak and read bandwidth: a second")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what collect() finds."""
     facts = collect()
+    if args.probe:
+        facts["probe"] = _probe(facts["threads"]["number"] or 1)
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -91,6 +95,8 @@ def _lines(name: str, value: Any) -> list[str]:
         return [value["model"], " ".join(value["features"])] if value["features"] else [value["model"]]
     if name == "threads":
         return [f"{value['number']} ({value['why']})"]
+    if name == "probe":
+        return [f"{key:<18}{text}" for key, text in _probe_lines(value)] if value else ["needs the native module"]
     if name == "environment":
         return [f"{key}={text}" for key, text in value.items()] or ["nothing set"]
     return [str(value)]
@@ -119,6 +125,22 @@ def _instruction_set() -> dict[str, Any]:
         return {"active": None, "why": str(error), "list": isas}
 
 
+def _probe(threads: int) -> dict[str, Any] | None:
+    try:
+        return limits.probe(threads)
+    except RuntimeError:  # an impossible FASTRNN_ISA: collect() says so
+        return None
+
+
+def _probe_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("FMA peak " + dtype, rates, "GFLOP/s") for dtype, rates in found["fma_peak_gflops"].items()]
+    rows += [("reads of " + size, rates, "GB/s") for size, rates in found["read_bandwidth_gb_s"].items()]
+    return [
+        (name, ", ".join(f"{rate:.0f} {unit} on {n} thread{'s' * (n != '1')}" for n, rate in rates.items()))
+        for name, rates, unit in rows
+    ]
+
+
 def _thread_count() -> dict[str, Any]:
     try:
         number = fastrnn.get_num_threads()
@@ -133,7 +155,7 @@ def _thread_count() -> dict[str, Any]:
 
 
 def _backends() -> dict[str, Any]:
-    backends = fastrnn.backends()
+    backends = [_registry._load(b.device, b.name) for b in fastrnn.backends()]  # numba is imported here, not looked for
     rows = [{"name": b.name, "device": b.device, "available": b.available, "reason": b.reason} for b in backends]
     found: dict[str, Any] = {
         "auto": next((b.name for b in backends if b.available), None),

@@ -35,9 +35,8 @@ def backend() -> Implementation | str:
     if disable == "1":
         return ""
     if os.environ.get("FASTRNN_BACKEND", "auto") == "auto":
-        candidates = [backend for backend in _backends.backends() if backend.device == "cpu"]
-        if next(backend.name for backend in candidates if backend.available) == "numpy":  # slower than torch.nn.RNN
-            missing = [f"{backend.name!r} is not: {backend.reason}" for backend in candidates if not backend.available]
+        fastest, missing = _backends.fastest("cpu")
+        if fastest.name == "numpy":  # slower than torch.nn.RNN
             return f"where no fast backend is available ({'; '.join(missing)})"
     return _backends.get("auto")
 

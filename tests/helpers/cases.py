@@ -95,6 +95,28 @@ def sizes_of(lengths: Array) -> Array:
     return np.array([(lengths > t).sum() for t in range(int(lengths.max()))], np.int64)
 
 
+def rows_of(p: Problem, chosen: Any) -> Problem:
+    """The problem of some batch rows alone (padded)."""
+
+    def of(array: Array | None, axis: int) -> Array | None:
+        return None if array is None else np.ascontiguousarray(np.take(array, chosen, axis=axis))
+
+    return p.but(
+        x=of(p.x, 1), h_0=of(p.h_0, 0), lengths=of(p.lengths, 0), reset=of(p.reset, 1), keep_mask=of(p.keep_mask, 1),
+        recurrent_mask=of(p.recurrent_mask, 0), d_output=of(p.d_output, 1), d_h_n=of(p.d_h_n, 0),
+    )  # fmt: skip
+
+
+def steps_of(p: Problem, times: slice, h_0: Array | None, d_h_n: Array | None) -> Problem:
+    """The problem of some time steps alone (padded); lengths stay as they are."""
+
+    def of(array: Array | None) -> Array | None:
+        return None if array is None else array[times]
+
+    changed = {name: of(getattr(p, name)) for name in ("x", "reset", "keep_mask", "d_output")}
+    return p.but(h_0=h_0, d_h_n=d_h_n, **changed)
+
+
 def with_layout(array: Array, layout: str) -> Array:
     """Equal values in other memory. The array is (T, B, K); the zero_* layouts need values constant along the axis."""
     a = np.ascontiguousarray(array)
@@ -184,7 +206,7 @@ class Case:
             return rng.standard_normal(shape).astype(dtype)
 
         w_hh = rng.standard_normal((H, H))
-        w_hh *= self.gain / np.linalg.norm(w_hh, 2)
+        w_hh *= self.gain / (np.linalg.norm(w_hh, 2) if H <= 600 else 2 * np.sqrt(H))  # what the norm tends to
         x = normal(T, B, I)
         if self.layout.startswith("zero_"):
             x = np.array(with_layout(x, self.layout))  # make the values constant along the axis
@@ -227,6 +249,10 @@ class Case:
             lengths[rng.permutation(self.B)[:2]] = (0, self.T)
         return lengths
 
+
+# Rows so wide that a kernel looks at the clock between the rows of a step (csrc/cpu/split.h), and that it packs the
+# weights in slices (pack_parallel.h); on one thread, which takes all rows. Rows of length 1 and 2.
+WIDE = Case(T=2, B=128, I=9, H=2000, lengths="packed", seed=6)
 
 _FLAGS = ("reverse", "reset", "recurrent_mask", "keep_mask")
 

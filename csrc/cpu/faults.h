@@ -1,0 +1,83 @@
+// Seeded faults: tests/mutations.py shows that the suite sees each of them. They exist in builds with the CMake option
+// FASTRNN_FAULTS alone, where the environment variable FASTRNN_FAULT names the one that is active; in every other build
+// fault(...) is a constant false and leaves no trace in the object code.
+#pragma once
+
+#if FASTRNN_FAULTS
+#include <vector>
+#endif
+
+#define FASTRNN_FAULT_LIST(X)                                                                                    \
+  X(bias_dropped, "z lacks b_hh of the last unit")                                                               \
+  X(x_of_the_step_before, "x of step t - 1 for that of t, at one step that is not hoisted")                      \
+  X(x_strided_last_element, "x that is not contiguous: x[0] for the last input")                                 \
+  X(reset_ignored, "the last batch row is never reset")                                                          \
+  X(zoneout_of_the_masked_state, "a kept unit keeps the state with the recurrent mask on it")                    \
+  X(h_n_at_the_last_step, "h_n of a short row is taken at T")                                                    \
+  X(h_n_of_an_empty_row, "h_n of a row without steps is 0, not h_0")                                             \
+  X(output_not_cleared, "output beyond a row's length keeps what was there")                                     \
+  X(thread_block_missed, "with threads, the last block of batch rows is not computed")                           \
+  X(unit_slice_missed, "threads on one step: the last slice of the units is not computed, at one step")          \
+  X(unit_slice_missed_in_backward, "the same in BPTT")                                                           \
+  X(packed_weights_stale, "frozen(): one packed weight is not the one that was given")                           \
+  X(tail_lane_lost, "a vector that is not full is stored without its last lane")                                 \
+  X(sum_block_skipped, "the canonical sum lacks its second block")                                               \
+  X(short_call_block_repeated, "weights not packed ahead: each block of the sum takes the row's first elements") \
+  X(sum_in_one_chain, "a sum is one chain: right, but less accurate")                                            \
+  X(sum_order_by_rows, "one row alone is summed in another order: right, but not the same bits")                 \
+  X(sum_order_by_alignment, "rows at odd addresses are summed in another order")                                 \
+  X(pack_slice_repeated, "weights so large that they are packed in slices: the first slice twice")               \
+  X(row_slice_missed, "rows so wide that a step stops between them: those after the first stop are lost")        \
+  X(tanh_formula_stretched, "the formula for small arguments is used up to 0.9")                                 \
+  X(tanh_sign_lost, "tanh of a negative argument is positive")                                                   \
+  X(subnormals_flushed, "subnormal results are 0")                                                               \
+  X(float_environment_of_the_caller, "the caller's rounding mode stays")                                         \
+  X(slope_of_the_step_before, "tanh' from h of step t - 1, at one step")                                         \
+  X(plain_step_tail_lost, "a step of BPTT without options: no d_output for units in a vector that is not full")  \
+  X(slope_of_tanh_for_relu, "relu differentiated as 1 - h^2")                                                    \
+  X(d_output_beyond_the_length, "the d_output behind a short row's end stands in for d_h_n")                     \
+  X(d_output_of_stride_0_dropped, "a broadcast d_output counts as 0")                                            \
+  X(d_h_n_dropped, "d_h_n of rows that end before the longest is lost")                                          \
+  X(d_h_0_of_an_empty_row, "d_h_0 of a row without steps is 0, not d_h_n")                                       \
+  X(d_x_not_cleared, "d_x beyond a row's length keeps what was there")                                           \
+  X(lengths_ignored_in_backward, "BPTT takes all T steps of every row")                                          \
+  X(reverse_ignored_in_backward, "BPTT runs as for a row that is not reversed")                                  \
+  X(reset_ignored_in_backward, "a gradient passes through a reset")                                              \
+  X(reset_multiplies_in_backward, "a gradient is cut by a product with 0, which NaN survives")                   \
+  X(row_slice_missed_in_backward, "as row_slice_missed, in BPTT")                                                \
+  X(reset_ignored_in_d_w_hh, "d_w_hh takes the state from before a reset")                                       \
+  X(recurrent_mask_ignored_in_backward, "d_h is not multiplied by the recurrent mask")                           \
+  X(recurrent_mask_ignored_in_d_w_hh, "d_w_hh takes the state without the mask")                                 \
+  X(keep_mask_gradient_dropped, "what a kept unit passes on is lost")                                            \
+  X(keep_mask_ignored_in_d_sum, "a kept unit has a gradient at its activation")                                  \
+  X(d_w_hh_without_step_0, "d_w_hh lacks the term of h_0")                                                       \
+  X(d_w_hh_of_the_step_itself, "d_w_hh takes h_t for h_{t-1}, at one step of each block")                        \
+  X(d_w_block_skipped, "d_w lacks the block of the first steps, if there are several")                           \
+  X(d_w_chain_skipped, "a block of d_w lacks its second chain of rows")                                          \
+  X(d_w_blocks_by_threads, "with threads, the blocks of d_w are longer: right, but not the same bits")           \
+  X(d_w_panel_missed, "with threads, one panel of d_w is not computed")                                          \
+  X(d_b_block_rounding_dropped, "what rounding took from d_b is not given back")                                 \
+  X(carry_of_another_row, "between two blocks of steps, the last batch row goes on from the first's d_sum")
+
+namespace fastrnn {
+
+#define FASTRNN_FAULT_NAME(name, what) name,
+enum class Fault { none, FASTRNN_FAULT_LIST(FASTRNN_FAULT_NAME) };
+#undef FASTRNN_FAULT_NAME
+
+#if FASTRNN_FAULTS
+struct FaultEntry {
+  Fault fault;
+  const char* name;
+  const char* what;
+};
+const std::vector<FaultEntry>& known_faults();
+void choose_fault(const char* name);  // nullptr or "": none; throws std::runtime_error for an unknown name
+
+extern Fault active_fault;
+static inline bool fault(Fault which) { return active_fault == which; }
+#else
+static constexpr bool fault(Fault) { return false; }
+#endif
+
+}  // namespace fastrnn

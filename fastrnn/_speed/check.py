@@ -1,0 +1,69 @@
+"""Check first, then time: an arm's results against float64, and how far off they may be.
+
+An error is the largest |computed - exact| over the largest |exact| of its array. The limit is FACTOR times what the
+reference itself errs in float32 on the same problem, scaled to the dtype, or SIGMAS sqrt(n) eps / 2 if that is more: n
+roundings in the sums that make one element, as if independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from .._backends import reference
+from .._backends.options import Array, RnnOptions
+from .arms import RESULTS, Problem
+
+FACTOR = 10.0
+SIGMAS = 8.0
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of one array; NaN where it is not finite or has another shape."""
+
+    value: float
+    limit: float
+
+    @property
+    def right(self) -> bool:
+        return self.value <= self.limit
+
+
+class Truth:
+    """The results of a problem in float64, by the reference, and the limits for one dtype."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.dtype = problem.x.dtype
+        B, T, I, H = problem.shape
+        # One BLAS thread: on a busy machine two would wait for each other at every step.
+        with import_module("threadpoolctl").threadpool_limits(1, "blas"):
+            self._exact = dict(zip(RESULTS, _reference(problem.astype("float64")), strict=True))
+            narrow = self._errors(_reference(problem.astype("float32")))
+        scale = float(np.finfo(self.dtype).eps / np.finfo(np.float32).eps)
+        terms = {name: T * B if name in ("d_w_ih", "d_w_hh", "d_b") else I + H for name in RESULTS}
+        floor = {name: SIGMAS * np.sqrt(n) * float(np.finfo(self.dtype).eps) / 2 for name, n in terms.items()}
+        self.limits = {name: max(FACTOR * scale * narrow[name], floor[name]) for name in RESULTS}
+
+    def judge(self, results: Any) -> dict[str, Error]:
+        """The errors of what Arm.training returned, or of what Arm.forward did."""
+        return {name: Error(error, self.limits[name]) for name, error in self._errors(results).items()}
+
+    def _errors(self, results: Any) -> dict[str, float]:
+        return {name: _error(np.asarray(got), self._exact[name]) for name, got in zip(RESULTS, results, strict=False)}
+
+
+def _reference(p: Problem) -> tuple[Array | None, ...]:
+    options = RnnOptions()
+    output, h_n = reference.rnn_forward(p.x, p.h_0, p.w_ih, p.w_hh, p.b_ih, p.b_hh, options)
+    gradients = reference.rnn_backward(p.d_output, p.d_h_n, output, p.x, p.h_0, p.w_ih, p.w_hh, options)
+    return (output, h_n, *gradients)
+
+
+def _error(computed: Any, exact: Any) -> float:
+    if computed.shape != exact.shape:
+        return float("nan")
+    return float(np.max(np.abs(computed - exact)) / (np.max(np.abs(exact)) or 1.0))

@@ -1,0 +1,154 @@
+"""Shows that the suite has teeth. Builds the kernels with faults in them (csrc/cpu/faults.h), runs tests with none of
+the faults active, which must pass, and once more with each, which must fail; prints which test caught what.
+
+    python tests/mutations.py                     # all faults
+    python tests/mutations.py tail_lane_lost      # some of them
+    python tests/mutations.py --tests properties  # with these test files, for instance to see what one of them sees
+    python tests/mutations.py --list
+
+Exit code 0: every fault was caught. Tests run on the instruction set that is active.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import site
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+REPOSITORY = TESTS.parent
+PACKAGE = REPOSITORY / "build" / "faults" / "site"  # an installation of its own, beside the one that is in use
+
+# The test that must see a fault: the promise that it breaks. A fault that is not in this table is an error.
+CAUGHT_BY = {
+    "forward_error::test_one_step_bound": """
+        bias_dropped x_of_the_step_before x_strided_last_element reset_ignored zoneout_of_the_masked_state
+        h_n_at_the_last_step h_n_of_an_empty_row output_not_cleared tail_lane_lost""",
+    "forward_error::test_one_step_bound_at_every_size": "short_call_block_repeated",
+    "forward_error::test_one_step_bound_large": "sum_block_skipped",
+    "forward_error::test_one_step_bound_of_wide_rows": "pack_slice_repeated row_slice_missed",
+    "forward_error::test_subnormals_are_kept": "subnormals_flushed",
+    "forward_error::test_end_to_end_error_is_no_worse_than_torch": "sum_in_one_chain",
+    "tanh": "tanh_formula_stretched tanh_sign_lost",
+    "gradients::test_every_element_within_bound": """
+        slope_of_the_step_before plain_step_tail_lost slope_of_tanh_for_relu d_output_beyond_the_length d_h_n_dropped
+        d_h_0_of_an_empty_row d_x_not_cleared lengths_ignored_in_backward reverse_ignored_in_backward
+        reset_ignored_in_backward reset_ignored_in_d_w_hh recurrent_mask_ignored_in_backward
+        recurrent_mask_ignored_in_d_w_hh keep_mask_gradient_dropped keep_mask_ignored_in_d_sum d_w_hh_without_step_0
+        d_w_hh_of_the_step_itself d_w_block_skipped d_w_chain_skipped carry_of_another_row""",
+    "gradients::test_every_element_within_bound_of_wide_rows": "row_slice_missed_in_backward",
+    "gradients::test_stride_zero_upstream_gradients": "d_output_of_stride_0_dropped",
+    "gradients::test_float32_error_is_no_worse_than_torch": "d_b_block_rounding_dropped",
+    "determinism::test_threads_do_not_change_bits": """
+        thread_block_missed unit_slice_missed unit_slice_missed_in_backward d_w_panel_missed d_w_blocks_by_threads""",
+    "determinism::test_the_batch_does_not_change_a_row": "sum_order_by_rows",
+    "determinism::test_alignment_does_not_change_bits": "sum_order_by_alignment",
+    "float_environment": "float_environment_of_the_caller",
+    "nan": "reset_multiplies_in_backward",
+    "determinism::test_kept_packed_weights_give_the_same_bits": "packed_weights_stale",
+}
+
+
+def build() -> None:
+    """The fault build, into PACKAGE. With the build tools at hand, a second run compiles only what has changed."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", str(PACKAGE)]
+    if importlib.util.find_spec("scikit_build_core") and importlib.util.find_spec("pybind11"):
+        command += ["--no-build-isolation"]
+    command += ["-Ccmake.define.FASTRNN_FAULTS=ON", f"-Cbuild-dir={PACKAGE.parent / 'objects'}", str(REPOSITORY)]
+    subprocess.run(command, check=True, env={**os.environ, "FASTRNN_NATIVE": "1"})
+
+
+def python(*words: str, fault: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Python on the fault build, outside the source folder; -S leaves out .pth files, which hook editable installs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTRNN_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), *site.getsitepackages()])
+    environment |= {"HYPOTHESIS_PROFILE": "mutations", "FASTRNN_EXPECT_BACKENDS": "cpp"}
+    if fault:
+        environment["FASTRNN_FAULT"] = fault
+    command = [sys.executable, "-S", *words]
+    return subprocess.run(command, cwd=PACKAGE, env=environment, capture_output=True, text=True, check=False)
+
+
+def facts() -> tuple[dict[str, str], list[str]]:
+    """The faults that are built in, with what each does, and the kernels to leave out: all but the active one."""
+    code = "import json, fastrnn, fastrnn._fastrnn_cpu as m; "
+    code += "print(json.dumps([m.faults, m.active_isa(), m.isas(), [b.name for b in fastrnn.backends()]]))"
+    result = python("-c", code)
+    if result.returncode:
+        raise RuntimeError(f"the fault build does not load: {result.stderr}")
+    unknown = python("-c", "import fastrnn._fastrnn_cpu", fault="unknown")
+    if "FASTRNN_FAULT: expected one of" not in unknown.stderr:
+        raise RuntimeError(f"an unknown fault is not refused: {unknown.stderr}")
+    faults, active, isas, backends = json.loads(result.stdout)
+    others = [f"cpp:{name}" for name, _, _ in isas if name != active]
+    return faults, others + [name for name in backends if name != "cpp"]
+
+
+def run(tests: list[str], others: list[str], fault: str | None = None) -> tuple[str | None, float, str]:
+    """The first test that failed, or None; seconds; what pytest printed."""
+    paths = [f"{TESTS}/test_{file}.py{colons}{name}" for file, colons, name in (test.partition("::") for test in tests)]
+    chosen = f"not ({' or '.join(others)})"
+    options = ["-x", "-q", "--tb=short", "-rf", "-p", "no:cacheprovider", "-k", chosen]
+    begin = time.perf_counter()
+    result = python(
+        "-m", "pytest", f"--rootdir={REPOSITORY}", f"-c{REPOSITORY}/pyproject.toml", *options, *paths, fault=fault
+    )
+    text = result.stdout + result.stderr
+    failed = re.search(r"^FAILED \S*?tests/test_(\S+)", text, re.MULTILINE)
+    # A crash, or no test at all, is no catch: exit code 1 is pytest's word for failed tests.
+    if result.returncode not in (0, 1) or bool(failed) != bool(result.returncode):
+        raise RuntimeError(f"{fault or 'no fault'}: pytest left with {result.returncode}\n{text}")
+    return failed[1] if failed else None, time.perf_counter() - begin, text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help="default: all")
+    parser.add_argument("--list", action="store_true", help="build, say what faults there are, and leave")
+    parser.add_argument("--tests", nargs="+", metavar="FILE", help="default: for each fault the test in CAUGHT_BY")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: the CPUs)")
+    arguments = parser.parse_args()
+
+    begin = time.perf_counter()
+    build()
+    known, others = facts()
+    if arguments.list:
+        print("\n".join(f"{name:36} {what}" for name, what in known.items()))
+        return 0
+    test_of = {fault: test for test, faults in CAUGHT_BY.items() for fault in faults.split()}
+    if set(test_of) != set(known):
+        parser.error(f"CAUGHT_BY and csrc/cpu/faults.h differ in {', '.join(sorted(set(test_of) ^ set(known)))}")
+    if unknown := set(arguments.faults) - set(known):
+        parser.error(f"expected faults of --list, got {', '.join(sorted(unknown))}")
+    print(f"{time.perf_counter() - begin:6.1f} s  fault build", flush=True)
+
+    faults = arguments.faults or list(known)
+    tests_of = {fault: arguments.tests or [test_of[fault]] for fault in faults}
+    everything = list(dict.fromkeys(test for tests in tests_of.values() for test in tests))
+    survivors = []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        sound = pool.submit(run, everything, others)
+        runs = {fault: pool.submit(run, tests_of[fault], others, fault) for fault in faults}
+        for fault, future in {"no fault": sound, **runs}.items():
+            caught_by, seconds, text = future.result()
+            print(f"{seconds:6.1f} s  {fault:36} {caught_by or 'passed'}", flush=True)
+            if future is sound and caught_by:
+                print(text)
+            if (future is sound) == bool(caught_by):
+                survivors.append(fault)
+    print(f"{len(faults)} faults, {time.perf_counter() - begin:.0f} s in all")
+    for fault in survivors:
+        print("FAILED without a fault" if fault == "no fault" else f"SURVIVED: {fault}: {known[fault]}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
