@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -363,7 +364,6 @@ def _traced(make_fx: Any, layer: Any, x: Any) -> Any:
 
 
 def _quiet_jvp(func: Any, layer: Any, x: Any) -> Any:
-    import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own jit.script
@@ -371,19 +371,19 @@ def _quiet_jvp(func: Any, layer: Any, x: Any) -> Any:
 
 
 def _quiet_export(torch: Any, layer: Any, x: Any) -> Any:
-    import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.nn.RNNBase's _flat_weights
         return torch.export.export(layer, (x,)).module()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_jit_trace(torch: Any, warned: None) -> None:
     ours, _ = twins(torch, 5, 7)
     x = torch.randn(6, 4, 5)
     for grad in (True, False):
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), warnings.catch_warnings():
+            for category in (DeprecationWarning, torch.jit.TracerWarning):
+                warnings.simplefilter("ignore", category)
             traced = torch.jit.trace(ours, (x,), check_trace=False)
             assert normalised_error(traced(2 * x)[0].detach().numpy(), ours(2 * x)[0].detach().numpy()) <= 1e-6
 
