@@ -40,7 +40,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     if learning:
         _learning(parts.pop(0), learning)
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
     except (OSError, ValueError) as error:
         raise UsageError(f"--plot: {error}") from error
 
@@ -87,7 +87,7 @@ def _speed(figure: Any, found: Mapping[str, Any]) -> None:
     if len(found["arms"]) > 1:
         title += f"; numbers: how many times as long as {_speed_part.label(first)} the others take"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    figure.get_layout_engine().set(wspace=0.04)
+    figure.get_layout_engine().set(wspace=0.06)
 
 
 def _ops(arm: Mapping[str, Any]) -> list[str]:
@@ -103,7 +103,7 @@ def _ratios(axes: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str], 
     """Right of the panel, a column for each other arm."""
     first = _speed_part.lead(names)
     for column, name in enumerate(_speed_part.others(names)):
-        at = 1.09 + 0.12 * column
+        at = 1.09 + 0.15 * column
         text: dict[str, Any] = {
             "fontsize": "small", "color": _color(name), "ha": "right", "va": "center", "annotation_clip": False,
         }  # fmt: skip
