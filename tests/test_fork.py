@@ -107,7 +107,8 @@ def job(seed):
     fastrnn.set_num_threads(2)
     start = time.perf_counter()
     output, _ = fastrnn.rnn_forward(x, None, w, u, backend=BACKEND)
-    return output.tobytes(), time.perf_counter() - start < (60 if BACKEND == "numba" else 1)  # it may have to be imported
+    limit = 60 if BACKEND == "numba" else 1  # seconds; Numba may have to be imported first
+    return output.tobytes(), time.perf_counter() - start < limit
 """
 POOL = """
 import multiprocessing, warnings, worker
