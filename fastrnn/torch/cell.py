@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
-from .._backends.options import RnnOptions
+from .._backends.options import NONLINEARITIES, RnnOptions
 from . import autograd, dispatch
 
-_OPTIONS = {name: (RnnOptions(name, False),) for name in ("tanh", "relu")}
+
+@lru_cache
+def _options(nonlinearity: str, B: int) -> tuple[RnnOptions]:
+    """One packed step of B rows: then neither input nor state needs an axis of time, and the state is no view, which
+    detach_() would refuse."""
+    return (RnnOptions(nonlinearity, batch_sizes=np.array([B] if B else [], np.int64)),)
 
 
 class RNNCell(RNNCellBase):
@@ -75,24 +82,28 @@ class RNNCell(RNNCellBase):
         if weights[3] is None and weights[2] is None:
             del weights[2:]
         accepted, result = dispatch.arithmetic(getattr(input, "dtype", None))
-        options = _OPTIONS.get(own["nonlinearity"])
-        if options is None or not _fits(input, hx, weights, accepted):  # torch says what is wrong, or takes it
+        nonlinearity = own["nonlinearity"]
+        if nonlinearity not in NONLINEARITIES or not _fits(
+            input, hx, weights, accepted
+        ):  # torch says what is wrong, or takes it
             return self._run_stock(input, hx, dispatch.about([input, hx, *weights]))
 
         x, h = input, hx
         if half := result in dispatch.HALVES:
             x, h, weights = x.float(), h if h is None else h.float(), [w.float() for w in weights]
         single = input.dim() == 1
-        axes = (1, 1, -1) if single else (1, *input.shape)
-        x = x.view(axes)
+        if single:
+            x, h = x.unsqueeze(0), h if h is None else h.unsqueeze(0)
         if h is not None:
-            h = h.view((1, 1, -1) if single else (1, *h.shape))
+            h = h.unsqueeze(0)  # one layer
         differentiate = torch.is_grad_enabled() and (
             x.requires_grad or (h is not None and h.requires_grad) or any(w.requires_grad for w in weights)
         )
-        output, _ = (autograd.apply if differentiate else autograd.rnn_layer)(x, h, options, *weights)
-        state = output.view(-1) if single else output.squeeze(0)
-        return state.to(result) if half else state
+        run = autograd.apply if differentiate else autograd.rnn_layer
+        state, _ = run(x, h, _options(nonlinearity, len(x)), *weights)
+        if half:
+            state = state.to(result)
+        return state.squeeze(0) if single else state
 
     def _run_stock(self, input: Any, hx: Any, why: str) -> Tensor:
         """torch.nn.RNNCell's forward, which raises its own errors before anything is said of speed."""
