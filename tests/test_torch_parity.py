@@ -204,7 +204,7 @@ def situations(draw: Any) -> dict[str, Any]:
         "training": draw(st.booleans()), "views": draw(st.booleans()), "seed": draw(st.integers(0, 2**16)),
         "frozen": draw(st.sets(st.integers(0, 23), max_size=6)),
         "through": draw(st.sampled_from(["both", "output", "h_n"])),
-        "through_pickle": draw(st.booleans()), "tie": draw(st.booleans()),
+        "leaves": draw(st.booleans()), "through_pickle": draw(st.booleans()), "tie": draw(st.booleans()),
     }  # fmt: skip
 
 
@@ -219,7 +219,10 @@ def observe(torch: Any, layer: Any, case: dict[str, Any]) -> tuple[dict[str, Any
     if case["through_pickle"]:
         layer = pickle.loads(pickle.dumps(layer))
     B = max(case["B"], 1) if case["kind"].startswith("packed") else case["B"]
-    x, hx, leaves = inputs(torch, layer, case["kind"], case["T"], B, case["seed"])
+    with torch.set_grad_enabled(case["leaves"]):
+        x, hx, leaves = inputs(torch, layer, case["kind"], case["T"], B, case["seed"])
+    for leaf in leaves:
+        leaf.requires_grad_(case["leaves"])
     if case["views"] and case["kind"] in ("batched", "single"):
         x = torch.stack([x, x], -1)[..., 0]
         hx = hx.flip(-1).transpose(0, -1).contiguous().transpose(0, -1)
@@ -258,24 +261,24 @@ def test_the_layer_is_torchs_everywhere(options: dict[str, Any], case: dict[str,
     st.integers(0, 2**16), st.booleans(),
 )  # fmt: skip
 def test_the_cell_is_torchs_everywhere(
-    options: dict[str, Any], sizes: Any, hx: bool, frozen: set[int], seed: int, training: bool
+    options: dict[str, Any], sizes: Any, hx: bool, frozen: set[int], seed: int, inputs_too: bool
 ) -> None:
     """Two steps of the cell, in float64: values within 1e-12, and the same shapes and missing gradients."""
     torch = pytest.importorskip("torch")
     I, H, B = sizes
     found = []
     for cell in cell_twins(torch, I, H, dtype=torch.float64, **options):
-        cell.train(training)
         for i, p in enumerate(cell.parameters()):
             p.requires_grad_(i not in frozen)
         generator = torch.Generator().manual_seed(seed)
         rows = () if B is None else (B,)
-        xs = torch.randn(2, *rows, I, generator=generator, dtype=torch.float64, requires_grad=True)
-        h = torch.randn(*rows, H, generator=generator, dtype=torch.float64, requires_grad=True)
+        xs = torch.randn(2, *rows, I, generator=generator, dtype=torch.float64, requires_grad=inputs_too)
+        h = torch.randn(*rows, H, generator=generator, dtype=torch.float64, requires_grad=inputs_too)
         state = cell(xs[1], cell(xs[0], h) if hx else cell(xs[0]))
-        leaves = [xs, h, *[p for p in cell.parameters() if p.requires_grad]]
+        assert state.requires_grad == any(t.requires_grad for t in (xs, *cell.parameters()))
+        leaves = [t for t in (xs, h, *cell.parameters()) if t.requires_grad]
         upstream = torch.randn(state.shape, generator=generator, dtype=torch.float64)
-        gradients = torch.autograd.grad(state, leaves, upstream, allow_unused=True)
+        gradients = torch.autograd.grad(state, leaves, upstream, allow_unused=True) if leaves else ()
         found.append([state, *gradients])
     for got, want in zip(*found, strict=True):
         assert (got is None) == (want is None)
