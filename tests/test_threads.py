@@ -68,7 +68,7 @@ def test_64_python_threads_give_serial_bits(kernel: Kernel, threads: tuple[int, 
 
 
 def assert_serial_bits(kernel: Kernel, threads: tuple[int, ...], python_threads: int, calls: int) -> None:
-    """Forward, backward and cell calls, and some that are refused; each call takes the next number of kernel threads."""
+    """Forward, backward, cell and refused calls; each takes the next number of kernel threads."""
     jobs: list[Callable[[int], Any]] = []
     for case in MIX:
         p = case.build()

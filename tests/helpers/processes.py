@@ -11,8 +11,8 @@ import tempfile
 def run_python(
     code: str, timeout: float = 60, clean: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the code in a new interpreter in an empty folder; clean drops every FASTRNN_* variable but those that say what is
-    tested: the source folder, or a fault (tests/mutations.py, which leaves out .pth files by -S)."""
+    """Runs the code in a new interpreter in an empty folder; clean drops every FASTRNN_* variable but those that say
+    what is tested: the source folder, or a fault (tests/mutations.py, which leaves out .pth files by -S)."""
     what = ("FASTRNN_ALLOW_SOURCE", "FASTRNN_FAULT")
     kept = {k: v for k, v in os.environ.items() if not (clean and k.startswith("FASTRNN_")) or k in what}
     python = [sys.executable, *["-S"] * sys.flags.no_site]
