@@ -38,6 +38,16 @@ def refuse(folder: Path, content: bytes) -> str:
     return str(caught.value)
 
 
+def read_or_refuse(path: Path) -> None:
+    """Also what tests/fuzz.py runs."""
+    try:
+        task = _learning.sequences(path, 0)
+    except UsageError as error:
+        assert str(error).startswith("--data: expected ")  # noqa: PT017
+    else:
+        assert np.isfinite(task.x).all()
+
+
 class Trap:
     """Unpickled, it raises what no reader would."""
 
@@ -102,9 +112,4 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory: Any, data: Any) -> 
         content[at:end] = data.draw(st.binary(max_size=9))
     path = tmp_path_factory.getbasetemp() / "damaged.npy"
     path.write_bytes(content)
-    try:
-        task = _learning.sequences(path, 0)
-    except UsageError as error:
-        assert str(error).startswith("--data: expected ")  # noqa: PT017
-    else:
-        assert np.isfinite(task.x).all()
+    read_or_refuse(path)

@@ -5,6 +5,8 @@ as the functions refuse it, by its name; views of any strides give the bits of a
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from helpers.bad_inputs import KINDS, refuse
@@ -181,7 +183,34 @@ def test_a_state_of_the_wrong_shape_is_refused_and_changes_nothing(kind: str) ->
 def test_keys_that_do_not_fit_are_refused_by_name() -> None:
     rnn = fastrnn.RNN(I, H)
     for wrong in ({}, {**rnn.state_dict(), "weight_ih_l1": np.zeros((H, H), F32)}):
-        with pytest.raises(
-            KeyError, match=r"state_dict: expected the keys .* missing keys .* unexpected keys"
-        ):
+        with pytest.raises(KeyError, match=r"state_dict: expected the keys .* missing keys .* unexpected keys"):
             rnn.load_state_dict(wrong)
+
+
+CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+values = st.one_of(
+    st.none(), st.floats(), st.text(max_size=3), st.binary(max_size=3), st.lists(st.floats(), max_size=3),
+    st.builds(
+        lambda shape, dtype: np.ones(shape, dtype),
+        st.lists(st.sampled_from([0, 1, I, H, H + 1]), max_size=3),
+        st.sampled_from(["f2", "f4", ">f4", "f8", "g", "c8", "i4", "?", "O", "U1", "M8[s]", "V4"]),
+    ),
+    st.sampled_from(CELL_NAMES).map(lambda name: fastrnn.RNNCell(I, H, seed=1).state_dict()[name]),
+)  # fmt: skip
+
+
+@hypothesis.given(
+    st.dictionaries(st.sampled_from(["weight_ih", "weight_hh", "bias_ih", "bias_hh"]), values), st.booleans()
+)
+def test_any_state_is_loaded_or_refused(changes: dict[str, Any], strict: bool) -> None:
+    """Some entries replaced by whatever there is: all of the state is loaded, or nothing and the entry is named."""
+    cell, state = fastrnn.RNNCell(I, H, seed=0), {**fastrnn.RNNCell(I, H, seed=1).state_dict(), **changes}
+    before = cell.state_dict()
+    try:
+        cell.load_state_dict(state, strict)
+    except (TypeError, ValueError) as error:
+        assert any(str(error).startswith(f"{name}: expected ") for name in changes)  # noqa: PT017
+        assert_all_same_bits(list(cell.state_dict().values()), list(before.values()), "a refused state")
+    else:
+        for name, array in cell.state_dict().items():
+            assert np.array_equal(array, np.asarray(state[name]).astype(F32), equal_nan=True)
