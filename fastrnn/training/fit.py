@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -68,7 +69,7 @@ def fit(
         optimizer: Adam() by default.
         validation: after every epoch its loss is computed; at the end the model gets the parameters of the best epoch.
         score: score(y, targets) on validation, e.g. accuracy: the best epoch is the one of the highest score then,
-            else that of the lowest validation loss.
+            and among equals, or without it, that of the lowest validation loss.
         patience: epochs without a better one after which training stops.
         schedule: what multiplies the rate, by the share of the training that is done: cosine, warm_up(0.1, linear) ...
         clip_norm, clip_value: limits on the gradients (the norm first, then each element).
@@ -80,6 +81,8 @@ def fit(
         checkpoint: a path. After every epoch the state of the training is written there, whole or not at all, and a
             call that finds it goes on from there: the same bits as without the interruption. Needs safetensors.
         progress: shows a bar on standard error. Needs rich.
+
+    NumPy's BLAS works on one thread meanwhile, where threadpoolctl (of the extra "cli") is installed.
 
     Raises FloatingPointError when a loss is not finite, ValueError for a checkpoint of other settings; Ctrl-C leaves
     the last checkpoint whole.
@@ -104,7 +107,7 @@ def fit(
     history, best = History(), None
     if checkpoint is not None and Path(checkpoint).exists():
         history, best = _resume(checkpoint, model, optimizer, settings)
-    with progress_bar(progress, epochs) as bar:
+    with one_blas_thread(), progress_bar(progress, epochs) as bar:
         for epoch in range(len(history) + 1, epochs + 1):
             if _finished(history, threshold, patience):
                 break
@@ -152,7 +155,7 @@ def fit(
 def predict(model: SequenceModel, data: Sequences, batch_size: int = 256) -> Array | list[Array]:
     """y (N, K) of a model that pools, or a list of N arrays (T_n, K), in the order of data; no dropout."""
     found: dict[int, Array] = {}
-    with model.rnn.frozen():
+    with one_blas_thread(), model.rnn.frozen():
         for rows in batches(data.lengths, batch_size):
             batch = data.batch(rows)
             y = model(batch.x, batch.lengths)
@@ -160,6 +163,18 @@ def predict(model: SequenceModel, data: Sequences, batch_size: int = 256) -> Arr
                 found[row] = y[: data.lengths[row], i] if model.pool is None else y[i]
     ordered = [found[row] for row in range(len(data))]
     return ordered if model.pool is None else np.stack(ordered)
+
+
+def one_blas_thread() -> Any:
+    """A context in which NumPy's BLAS uses one thread, where threadpoolctl is installed.
+
+    The products around the RNN are small, and a second pool of threads on the same cores gets in the kernels' way.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    return threadpool_limits(1, "blas")
 
 
 def accuracy(logits: Array, targets: Array) -> float:
@@ -204,10 +219,9 @@ def _zero(model: SequenceModel, all_rows: bool) -> None:
 
 
 def _best(history: History) -> int:
-    """The epoch of the highest score, or lowest validation loss; the first of equals."""
-    if "score" in history.records[-1]:
-        return int(np.argmax(history["score"])) + 1
-    return int(np.argmin(history["validation_loss"])) + 1
+    """The epoch of the highest score, and among equals, or without scores, of the lowest validation loss."""
+    best = min(history.records, key=lambda record: (-record.get("score", 0.0), record["validation_loss"]))
+    return int(best["epoch"])
 
 
 def _finished(history: History, threshold: float | None, patience: int | None) -> bool:

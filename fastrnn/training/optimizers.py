@@ -36,8 +36,9 @@ class Optimizer:
                                  f"{grads[name].shape}")  # fmt: skip
         self.steps += 1
         for name, p in parameters.items():
-            state = self.state.setdefault(name, {slot: np.zeros_like(p) for slot in self.slots})
-            for part in _chunks(p, grads[name], *state.values()):
+            if name not in self.state:
+                self.state[name] = {slot: np.zeros_like(p) for slot in self.slots}
+            for part in _chunks(p, grads[name], *self.state[name].values()):
                 self._update(self.rate * factor, *part)
 
     def _update(self, rate: float, p: Array, grad: Array, *state: Array) -> None:
