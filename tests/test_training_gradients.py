@@ -10,7 +10,7 @@ from helpers import oracle
 
 import fastrnn
 from fastrnn import training
-from fastrnn.training import Embedding, Linear, SequenceModel, optimizers
+from fastrnn.training import Embedding, Linear, SequenceModel, _native, optimizers
 from fastrnn.training.layers import POOLINGS, pool, sum_by_token
 
 STEP = oracle.COMPLEX_STEP
@@ -235,18 +235,77 @@ def test_dropout_drops_as_many_as_asked_and_keeps_the_mean() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_embedding_gradient_equals_the_plain_sum(dtype: str) -> None:
-    """The same bits as adding row by row, in order: any other order would differ in float32."""
-    tokens, d_x = rng(0).zipf(1.3, 4000) % 57, rng(1).standard_normal((4000, 5)).astype(dtype)
-    rows, sums = sum_by_token(tokens, d_x)
-    want = np.zeros((57, 5), dtype)
+    """In C++ the same bits as adding row by row, in order, on any number of threads; in NumPy within rounding."""
+    N = 40_000
+    tokens, d_x = rng(0).zipf(1.3, N) % 57, rng(1).standard_normal((N, 5)).astype(dtype)
+    want, magnitude = np.zeros((57, 5), dtype), np.zeros((57, 5), dtype)
     np.add.at(want, tokens, d_x)
-    assert rows.tolist() == sorted(set(tokens.tolist()))
-    eps = np.finfo(dtype).eps
-    magnitude = np.zeros((57, 5), dtype)
     np.add.at(magnitude, tokens, np.abs(d_x))
-    assert (np.abs(sums - want[rows]) <= 4000 * eps * magnitude[rows]).all()
-    for _ in range(3):
-        np.testing.assert_array_equal(sum_by_token(tokens, d_x)[1], sums)
+    for threads in (1, 2, 3):
+        with fastrnn.threads(threads):
+            rows, sums = sum_by_token(tokens, d_x)
+        assert rows.tolist() == sorted(set(tokens.tolist()))
+        bound = 0 if _native.native() else N * np.finfo(dtype).eps * magnitude[rows]
+        assert (np.abs(sums - want[rows]) <= bound).all()
+
+
+def without_native(monkeypatch: Any) -> None:
+    monkeypatch.setattr(_native, "native", lambda: None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kind", "options"), [("Adam", {}), ("Adam", {"weight_decay": 0.1}), ("AdamW", {})])
+def test_native_adam_gives_the_bits_of_numpy(dtype: str, kind: str, options: Any, monkeypatch: Any) -> None:
+    """Also on several threads; non-contiguous parameters take the NumPy path and agree."""
+    grads = [{"a": rng(i).standard_normal(150_001).astype(dtype)} for i in range(6)]
+
+    def run(threads: int, stride: int = 1) -> Array:
+        p = np.linspace(-1, 1, 150_001 * stride).astype(dtype)[::stride]
+        optimizer = getattr(training, kind)(0.01, **options)
+        with fastrnn.threads(threads):
+            for grad in grads:
+                optimizer.step({"a": p}, grad)
+        return p
+
+    found, strided = [run(threads) for threads in (1, 2, 3)], run(1, stride=2)
+    without_native(monkeypatch)
+    for one in found:
+        np.testing.assert_array_equal(one, run(1))
+    np.testing.assert_array_equal(strided, run(1, stride=2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("T", [0, 1, 2, 33, 400])
+def test_native_maximum_gives_the_bits_of_numpy(dtype: str, T: int, monkeypatch: Any) -> None:
+    """The first of equals, NaN above all, 0 for a row without steps."""
+    x, lengths = rng(T).integers(-3, 3, (T, 17, 31)).astype(dtype), rng(1).integers(0, T + 1, 17)
+    if T > 2:
+        x[2, 3, 4] = x[30 % T, 3, 5] = np.nan
+    top, at = _native.max_over_time(x, lengths)
+    without_native(monkeypatch)
+    for got, want in zip((top, at), _native.max_over_time(x, lengths), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_native_functions_refuse_wrong_arrays() -> None:
+    """What could reach memory outside an array raises."""
+    module = _native.native()
+    if module is None:
+        pytest.skip("no native module")
+    a, i = np.zeros(4), np.arange(2)
+    for call in (
+        lambda: module.adam(a, a, a, a[:3].copy(), 0.9, 0.9, 1, 1, 1, 0, 1, 1),
+        lambda: module.adam(a, a.astype("f"), a, a, 0.9, 0.9, 1, 1, 1, 0, 1, 1),
+        lambda: module.adam(a[::2], a[::2], a[::2], a[::2], 0.9, 0.9, 1, 1, 1, 0, 1, 1),
+        lambda: module.sum_segments(np.zeros((1, 2)), np.zeros((2, 2)), np.array([0, 2]), np.array([0, 2]), 1),
+        lambda: module.sum_segments(np.zeros((1, 2)), np.zeros((2, 2)), i, np.array([0, 3]), 1),
+        lambda: module.sum_segments(np.zeros((2, 2)), np.zeros((2, 2)), i, np.array([0, 3, 2]), 1),
+        lambda: module.sum_segments(np.zeros((1, 2)), np.zeros((2, 3)), i, np.array([0, 2]), 1),
+        lambda: module.max_over_time(np.zeros((2, 3)), np.zeros((2, 3), int), np.zeros((4, 2, 3)), np.array([5, 1]), 1),
+        lambda: module.max_over_time(np.zeros((2, 2)), np.zeros((2, 3), int), np.zeros((4, 2, 3)), np.array([4, 1]), 1),
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            call()
 
 
 def test_frozen_embedding_is_no_parameter() -> None:

@@ -24,6 +24,7 @@
 #include <cxxabi.h>
 #endif
 
+#include "bindings/training.h"
 #include "cpu/dispatch.h"
 #include "cpu/faults.h"
 #include "cpu/passes.h"
@@ -510,6 +511,7 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
   }
   m.attr("faults") = faults;
 #endif
+  bind_training(m);
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());
   m.def("isas", &isas);
   m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });

@@ -51,7 +51,7 @@ class Settings:
     keep_negations: bool = True  # where stop words are removed
     dropout: float = 0.5  # of the pooled state
     token_dropout: float = 0.4  # of whole words
-    rate: float = 1e-3
+    rate: float = 2e-3
     batch_size: int = 32
     epochs: int = 5
     patience: int | None = None

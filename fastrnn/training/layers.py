@@ -13,6 +13,7 @@ import numpy as np
 from .. import _validate
 from .._backends.options import Array
 from .._parameters import IncompatibleKeys, load_into
+from ._native import max_over_time, sum_segments
 
 POOLINGS = ("last", "mean", "max", "mean+max")
 
@@ -141,8 +142,8 @@ def sum_by_token(tokens: Array, d_x: Array) -> tuple[Array, Array]:
     """The tokens that occur, ascending, and for each the sum of its rows of d_x (N, E), in their order."""
     order = np.argsort(tokens, kind="stable")
     ordered = tokens[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    return ordered[starts], np.add.reduceat(d_x[order], starts, axis=0)
+    bounds = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
+    return ordered[bounds[:-1]], sum_segments(d_x, order, bounds)
 
 
 def draw_mask(shape: tuple[int, ...], probability: float, dtype: Any, rng: np.random.Generator) -> Array:
@@ -174,20 +175,15 @@ def pool(
 
         return pooled, backward_last
 
-    steps = np.full(B, T) if lengths is None else np.asarray(lengths)
+    steps = np.full(B, T) if lengths is None else np.asarray(lengths, np.int64)
     share = (1 / np.maximum(steps, 1)).astype(output.dtype)[:, None]
     parts = []
     if "mean" in kind:
         parts.append(output.sum(axis=0) * share)  # output is 0 beyond a row's length
     if "max" in kind:
-        inside = output
-        if steps.min(initial=T) < T:
-            valid = np.arange(T)[:, None] < steps
-            inside = np.where(valid[..., None], output, output.dtype.type(-np.inf))
-        at = inside.argmax(axis=0) if T else np.zeros((B, P), np.intp)
+        top, at = max_over_time(output, steps)
+        parts.append(top)
         rows, columns = np.arange(B)[:, None], np.arange(P)
-        top_values = output[at, rows, columns] if T else np.zeros((B, P), output.dtype)
-        parts.append(top_values)
 
     def backward(d_pooled: Array) -> tuple[Array | None, Array | None]:
         shape = (T, B, P)

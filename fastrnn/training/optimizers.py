@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from .._backends.options import Array
+from ._native import adam
 
 Schedule: TypeAlias = Callable[[float], float]
 
@@ -38,8 +39,11 @@ class Optimizer:
         for name, p in parameters.items():
             if name not in self.state:
                 self.state[name] = {slot: np.zeros_like(p) for slot in self.slots}
-            for part in _chunks(p, grads[name], *self.state[name].values()):
-                self._update(self.rate * factor, *part)
+            self._whole(self.rate * factor, p, grads[name], *self.state[name].values())
+
+    def _whole(self, rate: float, *arrays: Array) -> None:
+        for part in _chunks(*arrays):
+            self._update(rate, *part)
 
     def _update(self, rate: float, p: Array, grad: Array, *state: Array) -> None:
         raise NotImplementedError
@@ -138,6 +142,16 @@ class Adam(Optimizer):
         super().__init__(rate, weight_decay)
         self.betas = _fraction("betas", betas[0]), _fraction("betas", betas[1])
         self.eps = eps
+
+    def _whole(self, rate: float, *arrays: Array) -> None:
+        p, grad, mean, square = arrays
+        (b1, b2), decay = self.betas, self.weight_decay
+        if not adam(
+            p, mean, square, grad, betas=self.betas, rate=rate / (1 - b1**self.steps), eps=self.eps,
+            correction=1 / np.sqrt(1 - b2**self.steps), decay=0.0 if self.decoupled else decay,
+            keep=1 - rate * decay if self.decoupled else 1.0,
+        ):  # fmt: skip
+            super()._whole(rate, *arrays)
 
     def _update(self, rate: float, p: Array, grad: Array, *state: Array) -> None:
         (mean, square), (b1, b2), real = state, self.betas, p.dtype.type
