@@ -6,8 +6,8 @@
 Arms: fastrnn.training; torch.nn.RNN with torch.optim.Adam; the same with Adam(fused=True). One model: the defaults of
 `fastrnn sentiment train` (embedding 20,000 x 64, tanh RNN 64, mean and maximum over each text's own steps, dropout,
 softmax cross-entropy, clipping, Adam). First all arms train a few steps without dropout from the same parameters, and
-their losses must agree; then they take turns, a few batches each, the same ones. Batches: 32 texts of like length, drawn
-like IMDB's without --data.
+their losses must agree; then they take turns, a few batches each, the same ones. Batches: 32 texts of like length,
+drawn like IMDB's without --data.
 """
 
 from __future__ import annotations
