@@ -80,7 +80,8 @@ def test_is_one_step_of_the_layer_to_the_bit(torch: Any) -> None:
 def test_runs_on_the_kernels(torch: Any) -> None:
     """With gradients and without: by what the graph says, and by what is called; dense tensors and others."""
     import fastrnn
-    from fastrnn.torch import autograd, cell as cell_module
+    from fastrnn.torch import autograd
+    from fastrnn.torch import cell as cell_module
 
     cell, calls = fastrnn.torch.RNNCell(5, 7), []
     assert "RnnLayer" in type(cell(torch.randn(3, 5)).grad_fn).__name__
