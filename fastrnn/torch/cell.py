@@ -100,7 +100,7 @@ class RNNCell(RNNCellBase):
             x.requires_grad or (h is not None and h.requires_grad) or any(w.requires_grad for w in weights)
         )
         run = autograd.apply if differentiate else autograd.rnn_layer
-        state, _ = run(x, h, _options(nonlinearity, len(x)), *weights)
+        state, _ = run(x, h, _options(nonlinearity, x.shape[0]), *weights)
         if half:
             state = state.to(result)
         return state.squeeze(0) if single else state
