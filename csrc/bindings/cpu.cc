@@ -20,6 +20,7 @@
 
 #include "bindings/python_call.h"
 #include "bindings/tensors.h"
+#include "bindings/training.h"
 #include "cpu/dispatch.h"
 #include "cpu/faults.h"
 #include "cpu/passes.h"
@@ -444,7 +445,8 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
   }
   m.attr("faults") = faults;
 #endif
-  define_tensor_calls(m);
+  bind_tensors(m);
+  bind_training(m);
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());
   m.def("isas", &isas);
   m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });

@@ -117,7 +117,7 @@ py::object backward(const py::object& d_output, const py::object& d_h_n, const p
 
 }  // namespace
 
-void define_tensor_calls(py::module_& m) {
+void bind_tensors(py::module_& m) {
   m.def("forward_tensors", [](const py::object& x, const py::object& h_0, const py::object& w_ih,
                               const py::object& w_hh, const py::object& b_ih, const py::object& b_hh, index T, index B,
                               index I, index H, bool wide, bool relu, bool reverse, int threads) {

@@ -6,6 +6,6 @@
 
 namespace fastrnn {
 
-void define_tensor_calls(pybind11::module_& m);
+void bind_tensors(pybind11::module_& m);
 
 }  // namespace fastrnn
