@@ -108,6 +108,16 @@ def test_forwards_errors_are_torchs(torch: Any, first: bool, grad: bool) -> None
         assert got == want, name
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_no_steps_raise_torchs_error(torch: Any, first: bool) -> None:
+    """... and no rows are right."""
+    x = torch.ones(3, 0, 4) if first else torch.ones(0, 3, 4)
+    layers = twins(torch, 4, 6, batch_first=first)
+    got, want = (outcome(lambda layer=layer: layer(x)) for layer in layers)
+    assert got == want == ("RuntimeError", "Expected sequence length to be larger than 0 in RNN")
+    assert [layer(x.transpose(0, 1))[0].shape for layer in layers] == [(*x.transpose(0, 1).shape[:2], 6)] * 2
+
+
 def test_weights_of_a_wrong_kind_raise_torchs_errors(torch: Any) -> None:
     def cut(layer: Any) -> None:
         layer.weight_hh_l0.data = torch.randn(6, 5)

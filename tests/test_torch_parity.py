@@ -114,6 +114,21 @@ def test_lengths_and_reset_in_halves(torch: Any) -> None:
     assert all(map(torch.equal, half.bfloat16()(x.bfloat16(), **how), want))
 
 
+# ---- memory
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "batch_first": True}], ids=str)
+def test_arguments_stay_resizable(torch: Any, options: dict[str, Any]) -> None:
+    """As after torch.nn.RNN, and as FSDP needs it, which frees weights by resizing their storage."""
+    ours, _ = twins(torch, 5, 7, **options)
+    x, hx, leaves = inputs(torch, ours, "batched", 6, 4)
+    ours(x, hx)[0].sum().backward()
+    with torch.no_grad():
+        ours(x, hx, reset=torch.zeros(x.shape[:2], dtype=torch.bool))
+    for tensor in (*leaves, *ours.parameters()):
+        assert tensor.untyped_storage().resizable()
+
+
 # ---- by device
 
 

@@ -239,13 +239,30 @@ class _FirstOrderOnly(Function):
 
 def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Array | None, list[Array]]:
     """The memory of tensors, which require no grad or are used where autograd is off."""
-    tensors = (x, *others) if h_0 is None else (x, *others, h_0)
-    try:
-        arrays = [tensor.numpy() for tensor in tensors]
-    except RuntimeError:  # a negation that is pending
-        arrays = [tensor.resolve_neg().numpy() for tensor in tensors]
-    arrays = [array if array.flags.aligned else array.copy() for array in arrays]
+    arrays = [_array(tensor) for tensor in ((x, *others) if h_0 is None else (x, *others, h_0))]
     return arrays[0], None if h_0 is None else arrays.pop(), arrays[1:]
+
+
+class _Memory:
+    """A tensor's memory as NumPy asks for it. Tensor.numpy() would forbid torch to resize it, which FSDP does."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        typestr, size = ("<f8", 8) if tensor.dtype is torch.float64 else ("<f4", 4)
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": typestr,
+            "shape": tuple(tensor.shape),
+            "strides": tuple([size * stride for stride in tensor.stride()]),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def _array(tensor: Tensor) -> Array:
+    array = np.asarray(_Memory(tensor.resolve_neg()))
+    return array if array.flags.aligned else array.copy()
 
 
 def _tensor(array: Array | None) -> Tensor | None:

@@ -106,7 +106,7 @@ class RNNCell(RNNCellBase):
         if h is not None:
             h = h.unsqueeze(0)  # one layer
         run = autograd.apply if differentiate else autograd.rnn_layer
-        state, _ = run(x, h, _options(nonlinearity, len(x)), *weights)
+        state, _ = run(x, h, _options(nonlinearity, x.shape[0]), *weights)
         if half:
             state = state.to(result)
         return state.squeeze(0) if single else state

@@ -231,7 +231,13 @@ def _fits(
         states.insert(1, int(packed.batch_sizes[0]))
     if shape[-1] != I or shape[time] == 0 or own.mode not in _NAMES:
         return False
-    if hx is not None and not (type(hx) in plain and hx.dtype in accepted and hx.is_cpu and list(hx.shape) == states):
+    if hx is not None and not (
+        type(hx) in plain
+        and hx.dtype in accepted
+        and hx.is_cpu
+        and hx.layout is torch.strided
+        and list(hx.shape) == states
+    ):
         return False
     shapes = _shapes(I, H, L, D, bool(bias))
     if len(weights) != len(shapes):
