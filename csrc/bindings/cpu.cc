@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -155,10 +156,10 @@ private:
     py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;
   }
-  static unsigned long main_thread;
+  static std::atomic<unsigned long> main_thread;  // written at import and in the child of a fork
   CallControl control_;
 };
-unsigned long PythonSignals::main_thread = 0;
+std::atomic<unsigned long> PythonSignals::main_thread{0};
 
 // While Python exits, taking the GIL back ends a daemon thread, before 3.14 by unwinding: destructors would give up
 // references without the GIL. The thread waits for the process to end instead, as 3.14 has it.
