@@ -126,26 +126,7 @@ class Layer:
         passed over. Raises KeyError for missing or unexpected keys when strict, TypeError for a value that is no
         floating array, ValueError for a wrong shape and for read-only parameters; nothing has been changed then.
         """
-        missing = [name for name in self._arrays if name not in state_dict]
-        unexpected = [name for name in state_dict if name not in self._arrays]
-        if strict and (missing or unexpected):
-            raise KeyError(
-                f"state_dict: expected the keys {list(self._arrays)}, got missing keys {missing} and unexpected keys "
-                f"{unexpected}"
-            )
-        values = {name: _loadable(name, state_dict[name]) for name in self._arrays if name in state_dict}
-        wrong = []
-        for name, value in values.items():
-            array = self._arrays[name]
-            if value.shape != array.shape:
-                wrong.append(f"{name}: expected shape {array.shape}, got {value.shape}")
-            elif not array.flags.writeable:
-                wrong.append(f"{name}: expected a writable parameter, got a read-only one, as inside frozen()")
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        for name, value in values.items():
-            np.copyto(self._arrays[name], value, casting="same_kind")
-        return IncompatibleKeys(missing, unexpected)
+        return load_into(self._arrays, state_dict, strict)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -203,6 +184,29 @@ class Layer:
         if self.nonlinearity != "tanh":
             words.append(f"nonlinearity={self.nonlinearity}")
         return f"{type(self).__name__}({', '.join(words)})"
+
+
+def load_into(arrays: Mapping[str, Array], state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+    """What load_state_dict does: copies values into the arrays of these names, in place; all of them or none."""
+    missing = [name for name in arrays if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in arrays]
+    if strict and (missing or unexpected):
+        raise KeyError(
+            f"state_dict: expected the keys {list(arrays)}, got missing keys {missing} and unexpected keys {unexpected}"
+        )
+    values = {name: _loadable(name, state_dict[name]) for name in arrays if name in state_dict}
+    wrong = []
+    for name, value in values.items():
+        array = arrays[name]
+        if value.shape != array.shape:
+            wrong.append(f"{name}: expected shape {array.shape}, got {value.shape}")
+        elif not array.flags.writeable:
+            wrong.append(f"{name}: expected a writable parameter, got a read-only one, as inside frozen()")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    for name, value in values.items():
+        np.copyto(arrays[name], value, casting="same_kind")
+    return IncompatibleKeys(missing, unexpected)
 
 
 def _loadable(name: str, value: Any) -> Array:

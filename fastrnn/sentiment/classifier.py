@@ -1,0 +1,272 @@
+"""SentimentClassifier: tokens -> embedding -> RNN -> pooled state -> softmax, in one file when saved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _validate
+from .._backends.options import Array
+from ..layer import RNN
+from ..training import (
+    Adam,
+    Embedding,
+    History,
+    Linear,
+    SequenceModel,
+    Sequences,
+    accuracy,
+    fit,
+    initialize,
+    load_arrays,
+    optimizers,
+    predict,
+    save_arrays,
+    softmax_cross_entropy,
+)
+from ..training.layers import POOLINGS
+from .data import Texts, hold_out
+from .text import Tokenizer, Vocabulary, clip_length, load_vectors
+
+_KIND = "sentiment model"
+_FEW = 1000  # texts: below, a word needs to occur only once to enter the vocabulary
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that train can be told; the defaults were chosen on held-out parts of training data alone."""
+
+    embedding_size: int = 64
+    hidden_size: int = 64
+    layers: int = 1
+    bidirectional: bool = False
+    pool: str = "mean+max"
+    vocabulary_size: int = 20_000
+    longest: int = 400  # tokens of a text that are read: the first quarter and the rest from its end
+    stop_words: bool = False  # True: they are removed
+    keep_negations: bool = True  # where stop words are removed
+    dropout: float = 0.5  # of the pooled state
+    token_dropout: float = 0.4  # of whole words
+    rate: float = 2e-3
+    batch_size: int = 32
+    epochs: int = 5
+    patience: int | None = None
+    clip_norm: float = 1.0
+    balance: float = 0.0  # class weights (N / (K count))^balance: 1 counts all classes alike
+    held_out: float = 0.1  # the share of the training texts on which the best epoch is chosen
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_size", "hidden_size", "layers", "vocabulary_size", "longest", "batch_size", "epochs"):
+            _validate.integer(name, getattr(self, name), at_least=1)
+        for name in ("dropout", "token_dropout", "balance", "held_out"):
+            _validate.probability(name, getattr(self, name))
+        for name in ("bidirectional", "stop_words", "keep_negations"):
+            _validate.boolean(name, getattr(self, name))
+        if self.pool not in POOLINGS:
+            raise ValueError(f"pool: expected one of {', '.join(map(repr, POOLINGS))}, got {self.pool!r}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out: expected a share between 0 and 1, got {self.held_out}")
+
+
+class Prediction(NamedTuple):
+    """A label and the probability of every label."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class SentimentClassifier:
+    """A trained model: labels, tokenizer, vocabulary, SequenceModel, and the history of its training.
+
+    Made by train or load.
+    """
+
+    def __init__(self, settings: Settings, labels: Sequence[str], vocabulary: Vocabulary) -> None:
+        s = settings
+        self.settings, self.labels, self.vocabulary = settings, list(labels), vocabulary
+        self.tokenizer = Tokenizer(stop_words=s.stop_words, keep_negations=s.keep_negations)
+        seeds = np.random.SeedSequence(s.seed).spawn(4)
+        dropout = s.dropout / 2 if s.layers > 1 else 0.0
+        rnn = RNN(
+            s.embedding_size, s.hidden_size, s.layers, bidirectional=s.bidirectional, dropout=dropout, seed=seeds[0]
+        )
+        initialize(rnn, "orthogonal", seed=seeds[1])
+        width = s.hidden_size * (1 + s.bidirectional) * (2 if s.pool == "mean+max" else 1)
+        self.model = SequenceModel(
+            rnn,
+            Linear(width, len(self.labels), seed=seeds[2]),
+            embedding=Embedding(len(vocabulary), s.embedding_size, seed=seeds[3]),
+            pool=s.pool,
+            dropout=s.dropout,
+            token_dropout=s.token_dropout,
+        )
+        self.history = History()
+        self.report: dict[str, Any] = {}  # evaluate on the held-out part
+
+    @classmethod
+    def train(
+        cls,
+        data: Texts,
+        settings: Settings | None = None,
+        *,
+        validation: Texts | None = None,
+        vectors: Any = None,
+        checkpoint: Any = None,
+        progress: bool = False,
+    ) -> SentimentClassifier:
+        """A model of these texts.
+
+        The epoch with the highest accuracy on validation is kept, by default on a share `held_out` of data that takes
+        no other part. vectors: a file of pretrained vectors (load_vectors); checkpoint and progress: as for fit.
+        Raises ValueError for data of fewer than two labels.
+        """
+        settings = Settings() if settings is None else settings
+        if len(data) == 0:
+            raise ValueError(f"data: expected labelled texts, got none; {data.report() or 'the file is empty'}")
+        if len(set(data.labels)) < 2:
+            raise ValueError(f"data: expected texts of two labels or more, got {len(data)} of {data.labels[0]!r} alone")
+        held = validation
+        if held is None:
+            data, held = hold_out(data, settings.held_out, settings.seed)
+        tokenizer = Tokenizer(stop_words=settings.stop_words, keep_negations=settings.keep_negations)
+        tokens = [tokenizer(text) for text in data.texts]
+        at_least = 2 if len(tokens) >= _FEW else 1
+        vocabulary = Vocabulary.build(tokens, settings.vocabulary_size, at_least)
+        labels = sorted(set(data.labels))
+        one = cls(settings, labels, vocabulary)
+        if vectors is not None and one.model.embedding is not None:
+            load_vectors(vectors, vocabulary, one.model.embedding.parameters["weight"])
+        x = [clip_length(vocabulary.numbers(words), settings.longest) for words in tokens]
+        counts = Counter(data.labels)
+        weights = np.array([len(data) / (len(labels) * counts[label]) for label in labels]) ** settings.balance
+
+        def loss(y: Array, targets: Array) -> tuple[float, Array]:
+            return softmax_cross_entropy(y, targets, class_weights=weights)
+
+        targets = one._targets(data.labels)
+        one.history = fit(
+            one.model,
+            Sequences(x, targets),
+            loss,
+            Adam(settings.rate),
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            validation=Sequences(one.encode(held.texts), one._targets(held.labels)) if len(held) else None,
+            score=accuracy if len(held) else None,
+            patience=settings.patience if len(held) else None,
+            schedule=optimizers.linear,
+            clip_norm=settings.clip_norm,
+            seed=settings.seed,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        if len(held):
+            one.report = one.evaluate(held)
+        return one
+
+    def encode(self, texts: Iterable[str]) -> list[Array]:
+        """Each text as (T) int32, at most `longest` of them."""
+        return [clip_length(self.vocabulary.numbers(self.tokenizer(text)), self.settings.longest) for text in texts]
+
+    def probabilities(self, texts: Sequence[str]) -> Array:
+        """(N, K) float64, K in the order of labels; texts without a word get what the bias says."""
+        if isinstance(texts, str):
+            raise TypeError("texts: expected a list of str, got str")
+        if len(texts) == 0:
+            return np.zeros((0, len(self.labels)))
+        x = self.encode(texts)
+        logits = np.asarray(predict(self.model, Sequences(x, np.zeros(len(x)))), np.float64)
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(exp / exp.sum(axis=1, keepdims=True))
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """The most probable label of each text. Raises ValueError for a text without words."""
+        for number, text in enumerate(texts):
+            if not self.tokenizer(text):
+                raise ValueError(f"texts[{number}]: expected a text with words in it, got {text[:40]!r}")
+        return [
+            Prediction(self.labels[int(row.argmax())], dict(zip(self.labels, map(float, row), strict=True)))
+            for row in self.probabilities(texts)
+        ]
+
+    def evaluate(self, data: Texts) -> dict[str, Any]:
+        """accuracy, macro averages, precision, recall and F1 of each label, the confusion matrix (rows: the truth).
+
+        All by scikit-learn. Raises ValueError for labels that the model does not know.
+        """
+        from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+        if len(data) == 0:
+            raise ValueError(f"data: expected labelled texts, got none; {data.report() or 'the file is empty'}")
+        truth = self._targets(data.labels)
+        found = self.probabilities(data.texts).argmax(axis=1)
+        numbers = list(range(len(self.labels)))
+        columns = precision_recall_fscore_support(truth, found, labels=numbers, zero_division=0.0)
+        names = ("precision", "recall", "f1", "texts")
+        per_label = [dict(zip(names, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
+        return {
+            "texts": len(data),
+            "accuracy": float(accuracy_score(truth, found)),
+            **{f"macro_{name}": float(np.mean([row[name] for row in per_label])) for name in names[:3]},
+            "labels": dict(zip(self.labels, per_label, strict=True)),
+            "confusion": confusion_matrix(truth, found, labels=numbers).tolist(),
+        }
+
+    def _targets(self, labels: Sequence[str]) -> Array:
+        unknown = sorted(set(labels) - set(self.labels))
+        if unknown:
+            known, got = ", ".join(map(repr, self.labels)), ", ".join(map(repr, unknown[:5]))
+            raise ValueError(f"data: expected labels among {known}, got {got}")
+        number = {label: k for k, label in enumerate(self.labels)}
+        return np.array([number[label] for label in labels], np.int64)
+
+    # ---- One file
+
+    def save(self, path: Any) -> None:
+        """Writes all of it: safetensors, with labels, vocabulary, settings and history as JSON inside."""
+        description = {
+            "kind": _KIND,
+            "version": 1,
+            "labels": self.labels,
+            "words": self.vocabulary.words,
+            "settings": asdict(self.settings),
+            "history": self.history.records,
+            "best": self.history.best,
+            "report": self.report,
+        }
+        save_arrays(path, self.model.state_dict(), description)
+
+    @classmethod
+    def load(cls, path: Any) -> SentimentClassifier:
+        """What save wrote. FileNotFoundError; ValueError for any other file: nothing in it is executed."""
+        arrays, found = load_arrays(path, _KIND)
+        try:
+            if found["version"] != 1:
+                raise ValueError(f"version {found['version']!r} instead of 1")
+            labels, words = found["labels"], found["words"]
+            if not all(isinstance(word, str) for word in [*labels, *words]) or len(set(labels)) != len(labels):
+                raise ValueError("labels or words that are not different texts")
+            settings = Settings(**{f.name: found["settings"][f.name] for f in fields(Settings)})
+            _check_sizes(arrays, settings, len(words), len(labels))
+            one = cls(settings, labels, Vocabulary(words))
+            one.model.load_state_dict(arrays)
+            one.history = History(list(found["history"]), found["best"])
+            one.report = dict(found["report"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected a sentiment model of fastrnn, got a damaged one: {error}") from None
+        return one
+
+
+def _check_sizes(arrays: dict[str, Array], s: Settings, words: int, labels: int) -> None:
+    """Before anything is allocated: a file that names sizes it does not hold is refused."""
+    wanted = {"embedding.weight": (words, s.embedding_size), "rnn.weight_hh_l0": (s.hidden_size, s.hidden_size)}
+    for name, shape in wanted.items():
+        if name not in arrays or arrays[name].shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {arrays[name].shape if name in arrays else 'none'}")
+    if f"rnn.weight_hh_l{s.layers - 1}" not in arrays or arrays["readout.weight"].shape[0] != labels:
+        raise ValueError("fewer arrays than the settings say")

@@ -1,0 +1,269 @@
+"""fit: the training loop; predict: the outputs for a whole data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from .. import _validate
+from .._backends.options import Array
+from .checkpoint import load_arrays, save_arrays
+from .data import Batch, Sequences, batches
+from .losses import Loss
+from .model import SequenceModel
+from .optimizers import Adam, Optimizer, Schedule, clip_by_global_norm, clip_by_value, constant
+from .progress import progress_bar
+
+_KIND = "checkpoint"
+
+
+@dataclass
+class History:
+    """One record for each epoch: epoch, loss (the mean over its steps), rate, seconds, and with validation
+    validation_loss and score. history["loss"] lists a column. best is the epoch whose parameters were kept."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    best: int | None = None
+
+    def __getitem__(self, column: str) -> list[float]:
+        return [record[column] for record in self.records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def fit(
+    model: SequenceModel,
+    data: Sequences,
+    loss: Loss,
+    optimizer: Optimizer | None = None,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    threshold: float | None = None,
+    validation: Sequences | None = None,
+    score: Callable[[Array, Array], float] | None = None,
+    patience: int | None = None,
+    schedule: Schedule = constant,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    window: int | None = None,
+    bucket: bool = True,
+    seed: int = 0,
+    checkpoint: Any = None,
+    progress: bool = False,
+) -> History:
+    """Trains model on data until `epochs` are over, the loss of an epoch is at most `threshold`, or patience ends.
+
+    Arguments:
+        loss: softmax_cross_entropy, binary_cross_entropy, mean_squared_error, or any loss(y, targets, mask=None) that
+            returns the loss and d_y.
+        optimizer: Adam() by default.
+        validation: after every epoch its loss is computed; at the end the model gets the parameters of the best epoch.
+        score: score(y, targets) on validation, e.g. accuracy: the best epoch is the one of the highest score then,
+            and among equals, or without it, that of the lowest validation loss.
+        patience: epochs without a better one after which training stops.
+        schedule: what multiplies the rate, by the share of the training that is done: cosine, warm_up(0.1, linear) ...
+        clip_norm, clip_value: limits on the gradients (the norm first, then each element).
+        l1, l2: l1 |w| + l2 w^2 / 2 is added to the loss for every weight, not for biases (and not to the loss shown).
+        window: truncated BPTT: a batch is walked in pieces of this many steps, with one optimizer step for each; the
+            state goes on, gradients do not. Needs targets at every step and one direction.
+        bucket: rows of like length share a batch.
+        seed: of the order of the batches and of dropout: the same seed gives the same bits on the same machine.
+        checkpoint: a path. After every epoch the state of the training is written there, whole or not at all, and a
+            call that finds it goes on from there: the same bits as without the interruption. Needs safetensors.
+        progress: shows a bar on standard error. Needs rich.
+
+    NumPy's BLAS works on one thread meanwhile, where threadpoolctl (of the extra "cli") is installed.
+
+    Raises FloatingPointError when a loss is not finite, ValueError for a checkpoint of other settings; Ctrl-C leaves
+    the last checkpoint whole.
+    """
+    optimizer = Adam() if optimizer is None else optimizer
+    _validate.integer("epochs", epochs, at_least=1)
+    _validate.integer("batch_size", batch_size, at_least=1)
+    if patience is not None and validation is None:
+        raise ValueError("patience: expected None without validation, got a number")
+    if window is not None:
+        _validate.integer("window", window, at_least=1)
+        if not data.every_step or model.rnn.bidirectional:
+            raise ValueError("window: expected None without targets at every step, and for two directions")
+    if data.every_step != (model.pool is None):
+        raise ValueError(
+            f"data: expected every_step={model.pool is None} for pool={model.pool!r}, got {data.every_step}"
+        )
+    settings = {
+        "optimizer": type(optimizer).__name__, "batch_size": batch_size, "clip_norm": clip_norm, "bucket": bucket,
+        "clip_value": clip_value, "l1": l1, "l2": l2, "window": window, "seed": seed, "sequences": len(data),
+    }  # fmt: skip
+    history, best = History(), None
+    if checkpoint is not None and Path(checkpoint).exists():
+        history, best = _resume(checkpoint, model, optimizer, settings)
+    with one_blas_thread(), progress_bar(progress, epochs) as bar:
+        for epoch in range(len(history) + 1, epochs + 1):
+            if _finished(history, threshold, patience):
+                break
+            model.reseed([seed, epoch])
+            plan = batches(data.lengths, batch_size, np.random.default_rng([seed, epoch, 1]), bucket=bucket)
+            bar.start(epoch, len(plan))
+            start, losses, steps = time.perf_counter(), 0.0, 0
+            for number, rows in enumerate(plan):
+                factor = schedule((epoch - 1 + number / len(plan)) / epochs)
+                state = None
+                for piece in data.batch(rows).windows(window, data.every_step):
+                    found, state = _step(model, piece, loss, state)
+                    if not np.isfinite(found):
+                        raise FloatingPointError(
+                            f"loss: expected a finite number, got {found} in epoch {epoch}, step {number + 1}; "
+                            "a lower rate or clip_norm may help"
+                        )
+                    _regularize(model, l1, l2)
+                    if clip_norm is not None:
+                        clip_by_global_norm(model.grads, clip_norm)
+                    if clip_value is not None:
+                        clip_by_value(model.grads, clip_value)
+                    optimizer.step(model.parameters, model.grads, factor)
+                    _zero(model, bool(l1 or l2))
+                    losses, steps = losses + found, steps + 1
+                bar.advance(losses / steps)
+            record = {"epoch": epoch, "loss": losses / steps, "rate": optimizer.rate * factor}
+            record["seconds"] = time.perf_counter() - start
+            if validation is not None:
+                y, targets = _outputs(model, validation, batch_size)
+                record["validation_loss"] = loss(y, targets)[0]
+                if score is not None:
+                    record["score"] = float(score(y, targets))
+            history.records.append(record)
+            if validation is not None and _best(history) == epoch:
+                history.best, best = epoch, model.state_dict()
+            if checkpoint is not None:
+                _write(checkpoint, model, optimizer, settings, history, best)
+            bar.done(record)
+    if best is not None:
+        model.load_state_dict(best)
+    return history
+
+
+def predict(model: SequenceModel, data: Sequences, batch_size: int = 256) -> Array | list[Array]:
+    """y (N, K) of a model that pools, or a list of N arrays (T_n, K), in the order of data; no dropout."""
+    found: dict[int, Array] = {}
+    with one_blas_thread(), model.rnn.frozen():
+        for rows in batches(data.lengths, batch_size):
+            batch = data.batch(rows)
+            y = model(batch.x, batch.lengths)
+            for i, row in enumerate(rows.tolist()):
+                found[row] = y[: data.lengths[row], i] if model.pool is None else y[i]
+    ordered = [found[row] for row in range(len(data))]
+    return ordered if model.pool is None else np.stack(ordered)
+
+
+def one_blas_thread() -> Any:
+    """A context in which NumPy's BLAS uses one thread, where threadpoolctl is installed.
+
+    The products around the RNN are small, and a second pool of threads on the same cores gets in the kernels' way.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    return threadpool_limits(1, "blas")
+
+
+def accuracy(logits: Array, targets: Array) -> float:
+    """The share of positions whose largest logit is the target's."""
+    return float(np.mean(logits.argmax(axis=-1) == targets))
+
+
+def _outputs(model: SequenceModel, data: Sequences, batch_size: int) -> tuple[Array, Array]:
+    """All outputs and targets; those of every step one sequence after the other."""
+    y = predict(model, data, max(batch_size, 64))
+    if isinstance(y, np.ndarray):
+        return y, cast(Array, data.targets)
+    targets = [
+        data.targets[row] if isinstance(data.targets, list) else data.targets[: len(part), row]
+        for row, part in enumerate(y)
+    ]
+    return np.concatenate(y), np.concatenate(targets)
+
+
+def _step(model: SequenceModel, batch: Batch, loss: Loss, h_0: Array | None) -> tuple[float, Array]:
+    """Adds the gradients of one batch; the loss and the last states."""
+    y, h_n, backward = model.forward_train(batch.x, batch.lengths, h_0)
+    found, d_y = loss(y, batch.targets) if batch.mask is None else loss(y, batch.targets, batch.mask)
+    backward(d_y)
+    return found, h_n
+
+
+def _regularize(model: SequenceModel, l1: float, l2: float) -> None:
+    if not (l1 or l2):
+        return
+    grads = model.grads
+    for name, p in model.parameters.items():
+        if p.ndim > 1:
+            grads[name] += (l1 * np.sign(p) + l2 * p).astype(p.dtype)
+
+
+def _zero(model: SequenceModel, all_rows: bool) -> None:
+    model.zero_grad()
+    if all_rows:  # l1 and l2 wrote to rows of the embedding that no token named
+        for gradient in model.grads.values():
+            gradient[...] = 0
+
+
+def _best(history: History) -> int:
+    """The epoch of the highest score, and among equals, or without scores, of the lowest validation loss."""
+    best = min(history.records, key=lambda record: (-record.get("score", 0.0), record["validation_loss"]))
+    return int(best["epoch"])
+
+
+def _finished(history: History, threshold: float | None, patience: int | None) -> bool:
+    if not history.records:
+        return False
+    if threshold is not None and history.records[-1]["loss"] <= threshold:
+        return True
+    return patience is not None and history.best is not None and len(history) - history.best >= patience
+
+
+def _write(
+    path: Any,
+    model: SequenceModel,
+    optimizer: Optimizer,
+    settings: dict[str, Any],
+    history: History,
+    best: dict[str, Array] | None,
+) -> None:
+    arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
+    arrays |= {f"optimizer/{name}": array for name, array in optimizer.state_dict().items()}
+    arrays |= {f"best/{name}": array for name, array in (best or {}).items()}
+    description = {"kind": _KIND, "settings": settings, "history": history.records, "best": history.best}
+    save_arrays(path, arrays, description)
+
+
+def _resume(
+    path: Any, model: SequenceModel, optimizer: Optimizer, settings: dict[str, Any]
+) -> tuple[History, dict[str, Array] | None]:
+    """Puts model and optimizer where the checkpoint left them; the history and the best parameters so far."""
+    arrays, description = load_arrays(path, _KIND)
+    found = description.get("settings")
+    if found != settings:
+        wrong = {k: (v, (found or {}).get(k)) for k, v in settings.items() if (found or {}).get(k) != v}
+        words = ", ".join(f"{key} {want!r} (got {got!r})" for key, (want, got) in wrong.items())
+        raise ValueError(f"checkpoint: {path} was made with other settings: expected {words}")
+    parts: dict[str, dict[str, Array]] = {"model": {}, "optimizer": {}, "best": {}}
+    for name, array in arrays.items():
+        part, _, key = name.partition("/")
+        parts[part][key] = array
+    try:
+        model.load_state_dict(parts["model"])
+        optimizer.load_state_dict(parts["optimizer"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint: {path} does not fit this model and optimizer: {error}") from None
+    return History(description["history"], description["best"]), parts["best"] or None

@@ -1,0 +1,199 @@
+"""What stands around the recurrence: Linear, Embedding, dropout, pooling over time.
+
+All of them follow fastrnn.RNN: a call is inference, forward_train also returns backward, which adds to grads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import _validate
+from .._backends.options import Array
+from .._parameters import IncompatibleKeys, load_into
+from ._native import max_over_time, sum_segments
+
+POOLINGS = ("last", "mean", "max", "mean+max")
+
+
+class Module:
+    """Parameters and their gradients by name, with state_dict as in fastrnn.RNN."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+
+    def _add(self, name: str, value: Array) -> None:
+        self.parameters[name], self.grads[name] = value, np.zeros_like(value)
+
+    def zero_grad(self) -> None:
+        """Sets every array of grads to zero, in place."""
+        for gradient in self.grads.values():
+            gradient[...] = 0
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters."""
+        return {name: array.copy() for name, array in self.parameters.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Copies values into the parameters, in place; errors are those of fastrnn.RNN.load_state_dict."""
+        return load_into(self.parameters, state_dict, strict)
+
+
+class Linear(Module):
+    """The readout y = x weight^T + bias: torch.nn.Linear for NumPy arrays.
+
+    Parameters: weight (K, I) and bias (K), uniform in +-1 / sqrt(I). x is (..., I), y (..., K), of one dtype.
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
+    ) -> None:
+        super().__init__()
+        self.input_size = _validate.integer("input_size", input_size, at_least=1)
+        self.output_size = _validate.integer("output_size", output_size, at_least=1)
+        self.dtype = _validate.float_dtype("dtype", dtype)
+        rng, bound = np.random.default_rng(seed), self.input_size**-0.5
+        self._add("weight", rng.uniform(-bound, bound, (output_size, input_size)).astype(self.dtype))
+        if _validate.boolean("bias", bias):
+            self._add("bias", rng.uniform(-bound, bound, output_size).astype(self.dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """y (..., K). Raises TypeError for another dtype, ValueError for another input size."""
+        x = _validate.exact("x", x, self.dtype, (*np.shape(x)[:-1], self.input_size), ["...", "I"])
+        y = x @ self.parameters["weight"].T
+        if "bias" in self.parameters:
+            y += self.parameters["bias"]
+        return y
+
+    def forward_train(self, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """y, backward; backward(d_y) adds to grads and returns d_x. It holds x."""
+        y = self(x)
+
+        def backward(d_y: Array) -> Array:
+            d_y = _validate.exact("d_y", d_y, self.dtype, y.shape)
+            flat = d_y.reshape(-1, self.output_size)
+            self.grads["weight"] += flat.T @ x.reshape(-1, self.input_size)
+            if "bias" in self.grads:
+                self.grads["bias"] += flat.sum(axis=0)
+            d_x: Array = d_y @ self.parameters["weight"]
+            return d_x
+
+        return y, backward
+
+
+class Embedding(Module):
+    """A table of vectors, one for each token: x = weight[tokens], weight (V, E), normal with deviation `scale`.
+
+    tokens are int32 or int64 in 0..V-1, of any shape; x is (*tokens.shape, E). The gradient is summed token by token in
+    the order in which the tokens lie (sorted, stable): the same bits in every run. trainable=False keeps the vectors.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        dimension: int,
+        *,
+        scale: float = 0.1,
+        trainable: bool = True,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        super().__init__()
+        self.size = _validate.integer("size", size, at_least=1)
+        self.dimension = _validate.integer("dimension", dimension, at_least=1)
+        self.trainable = _validate.boolean("trainable", trainable)
+        self.dtype = _validate.float_dtype("dtype", dtype)
+        weight = np.random.default_rng(seed).standard_normal((size, dimension)) * scale
+        self._add("weight", weight.astype(self.dtype))
+        self._touched: list[Array] = []  # rows of grads that are not zero
+
+    def __call__(self, tokens: Array) -> Array:
+        """x. Raises TypeError for tokens that are not int32 or int64, ValueError for one outside 0..V-1."""
+        if not isinstance(tokens, np.ndarray) or tokens.dtype not in (np.int32, np.int64):
+            raise TypeError(f"tokens: expected an int32 or int64 array, got {getattr(tokens, 'dtype', type(tokens))}")
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.size):
+            raise ValueError(f"tokens: expected values in 0..{self.size - 1}, got {tokens.min()}..{tokens.max()}")
+        return np.take(self.parameters["weight"], tokens, axis=0)
+
+    def forward_train(self, tokens: Array) -> tuple[Array, Callable[[Array], None]]:
+        """x, backward; backward(d_x) adds to grads. It holds tokens."""
+        x = self(tokens)
+
+        def backward(d_x: Array) -> None:
+            d_x = _validate.exact("d_x", d_x, self.dtype, x.shape)
+            if self.trainable and tokens.size:
+                rows, sums = sum_by_token(tokens.reshape(-1), d_x.reshape(-1, self.dimension))
+                self.grads["weight"][rows] += sums
+                self._touched.append(rows)
+
+        return x, backward
+
+    def zero_grad(self) -> None:
+        """Sets grads to zero: only the rows that backward has written."""
+        for rows in self._touched:
+            self.grads["weight"][rows] = 0
+        self._touched.clear()
+
+
+def sum_by_token(tokens: Array, d_x: Array) -> tuple[Array, Array]:
+    """The tokens that occur, ascending, and for each the sum of its rows of d_x (N, E), in their order."""
+    order = np.argsort(tokens, kind="stable")
+    ordered = tokens[order]
+    bounds = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
+    return ordered[bounds[:-1]], sum_segments(d_x, order, bounds)
+
+
+def draw_mask(shape: tuple[int, ...], probability: float, dtype: Any, rng: np.random.Generator) -> Array:
+    """What dropout multiplies by: 0 with this probability, else 1 / (1 - probability) (Srivastava et al. 2014)."""
+    kept = rng.random(shape, dtype=np.float32) >= probability
+    return np.asarray(kept * np.dtype(dtype).type(1 / (1 - probability) if probability < 1 else 0))
+
+
+def pool(
+    kind: str, output: Array, h_n: Array, lengths: Array | None, directions: int = 1
+) -> tuple[Array, Callable[[Array], tuple[Array | None, Array | None]]]:
+    """(B, P) of output (T, B, D * H) and h_n (L * D, B, H), and backward(d_pooled) -> d_output, d_h_n.
+
+    "last": the state of the top layer after each row's own last step, both directions side by side, P = D * H; "mean"
+    and "max": over each row's own steps, P = D * H; "mean+max": both, P = 2 * D * H. Where several steps hold the
+    maximum, the first takes the gradient. A row without steps pools to 0. Unknown kind: ValueError.
+    """
+    if kind not in POOLINGS:
+        raise ValueError(f"pool: expected one of {', '.join(map(repr, POOLINGS))}, got {kind!r}")
+    T, B, P = output.shape
+    if kind == "last":
+        top = h_n[-directions:]
+        pooled = np.ascontiguousarray(top.swapaxes(0, 1)).reshape(B, P)
+
+        def backward_last(d_pooled: Array) -> tuple[Array | None, Array | None]:
+            d_h_n = np.zeros_like(h_n)
+            d_h_n[-directions:] = d_pooled.reshape(B, directions, -1).swapaxes(0, 1)
+            return None, d_h_n
+
+        return pooled, backward_last
+
+    steps = np.full(B, T) if lengths is None else np.asarray(lengths, np.int64)
+    share = (1 / np.maximum(steps, 1)).astype(output.dtype)[:, None]
+    parts = []
+    if "mean" in kind:
+        parts.append(output.sum(axis=0) * share)  # output is 0 beyond a row's length
+    if "max" in kind:
+        top, at = max_over_time(output, steps)
+        parts.append(top)
+        rows, columns = np.arange(B)[:, None], np.arange(P)
+
+    def backward(d_pooled: Array) -> tuple[Array | None, Array | None]:
+        shape = (T, B, P)
+        if kind == "mean":
+            return np.broadcast_to(d_pooled * share, shape), None
+        d_output = np.zeros(shape, output.dtype)
+        if kind == "mean+max":
+            d_output += d_pooled[:, :P] * share
+        if T:
+            d_output[at, rows, columns] += np.where(steps[:, None] > 0, d_pooled[:, -P:], 0)
+        return d_output, None
+
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), backward

@@ -1,0 +1,336 @@
+"""fit: reproducible, resumable bit for bit, interruptible; batches lose nothing; files are whole and harmless."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import training
+from fastrnn.training import Adam, Embedding, Linear, SequenceModel, Sequences, fit, softmax_cross_entropy
+
+safetensors = pytest.importorskip("safetensors")
+
+
+def task(N: int = 90, seed: int = 0) -> Sequences:
+    """Which of two tokens comes more often: rows of 1 to 9 tokens."""
+    r = np.random.default_rng(seed)
+    rows = [r.integers(0, 6, r.integers(1, 10)) for _ in range(N)]
+    return Sequences(rows, np.array([int((row == 1).sum() > (row == 2).sum()) for row in rows]))
+
+
+def model(seed: int = 0) -> SequenceModel:
+    rnn = fastrnn.RNN(4, 8, 2, dropout=0.2, bidirectional=True, seed=seed)
+    embedding = Embedding(6, 4, seed=seed)
+    return SequenceModel(rnn, Linear(32, 2, seed=seed), embedding=embedding, pool="mean+max", dropout=0.3)
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    valid = task(40, 1)
+    usual = {
+        "epochs": 6,
+        "batch_size": 16,
+        "validation": valid,
+        "score": training.accuracy,
+        "seed": 3,
+        "clip_norm": 1.0,
+    }
+    return {**usual, "schedule": training.optimizers.cosine, **more}
+
+
+def assert_same(a: SequenceModel, b: SequenceModel) -> None:
+    for (name, left), right in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+def columns(history: training.History) -> list[dict[str, float]]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history.records]
+
+
+class StopError(Exception):
+    pass
+
+
+def failing_at(call: int) -> Any:
+    """The loss, but call number `call` raises."""
+    count = 0
+
+    def loss(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise StopError
+        return softmax_cross_entropy(*arguments)
+
+    return loss
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+    a, b, c = model(), model(), model()
+    first = fit(a, task(), softmax_cross_entropy, Adam(0.01), **settings())
+    second = fit(b, task(), softmax_cross_entropy, Adam(0.01), **settings())
+    fit(c, task(), softmax_cross_entropy, Adam(0.01), **settings(seed=4))
+    assert_same(a, b)
+    assert columns(first) == columns(second)
+    assert any((x != y).any() for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("call", [8, 20, 27])
+def test_an_interrupted_training_goes_on_with_the_same_bits(tmp_path: Path, call: int) -> None:
+    """Broken off within epoch 2, 3 or 4 and called again with fresh objects, it ends as one that ran through."""
+    whole, path = model(), tmp_path / "state.safetensors"
+    wanted = fit(whole, task(), softmax_cross_entropy, Adam(0.01), **settings())
+    with pytest.raises(StopError):
+        fit(model(), task(), failing_at(call), Adam(0.01), **settings(checkpoint=path))
+    assert path.exists()
+    resumed = model(seed=9)
+    found = fit(resumed, task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path))
+    assert_same(whole, resumed)
+    assert columns(found) == columns(wanted)
+    assert found.best == wanted.best
+    again = fit(model(seed=8), task(), failing_at(1), Adam(0.01), **settings(checkpoint=path))
+    assert len(again) == 6  # nothing was left to do
+    assert sorted(os.listdir(tmp_path)) == ["state.safetensors"]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    fit(model(), task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path, epochs=1))
+    with pytest.raises(ValueError, match=r"made with other settings: expected batch_size 8 \(got 16\)"):
+        fit(model(), task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path, batch_size=8))
+    other = SequenceModel(fastrnn.RNN(4, 8), Linear(8, 2), embedding=Embedding(6, 4), pool="last")
+    with pytest.raises(ValueError, match="does not fit this model and optimizer"):
+        fit(other, task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path))
+
+
+ENDLESS = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training_fit import *
+print("ready", flush=True)
+fit(model(), task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint={path!r}, epochs=10**6))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    """Five processes interrupted at odd moments: the file is always whole, and nothing lies beside it."""
+    path = tmp_path / "state.safetensors"
+    code = ENDLESS.format(tests=str(Path(__file__).parent), path=str(path))
+    seen = 0
+    for delay in (0.05, 0.083, 0.11, 0.157, 0.2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(1000):
+            if path.exists():
+                break
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+        assert "KeyboardInterrupt" in error, error
+        _, description = training.load_arrays(path, "checkpoint")
+        assert len(description["history"]) >= max(seen, 1)
+        seen = len(description["history"])
+        assert os.listdir(tmp_path) == ["state.safetensors"]
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch harmed",)
+
+
+def test_hostile_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    """ValueError that names the file; nothing is executed, nothing changes."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "state.safetensors"
+    training.save_arrays(path, {"a": np.ones(3)}, {"kind": "checkpoint"})
+    good = path.read_bytes()
+    header = int.from_bytes(good[:8], "little")
+    cases = {
+        "empty": b"",
+        "pickle": pickle.dumps(Harmful()),
+        "cut": good[:-5],
+        "header cut": good[: 8 + header // 2],
+        "huge header": (2**62).to_bytes(8, "little") + good[8:],
+        "text": b"hello, this is no model at all",
+        "flipped": good[:10] + bytes([good[10] ^ 255]) + good[11:],
+        "offsets": good.replace(b'"data_offsets":[0,24]', b'"data_offsets":[0,99]'),
+    }
+    for name, content in cases.items():
+        assert content != good
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"state\.safetensors: expected a checkpoint of fastrnn") as error:
+            training.load_arrays(path, "checkpoint")
+        assert "got" in str(error.value), name
+    from safetensors.numpy import save
+
+    for metadata in (
+        None,
+        {"fastrnn": "[1, 2"},
+        {"fastrnn": "[" * 100_000},
+        {"fastrnn": json.dumps({"kind": "model"})},
+    ):
+        path.write_bytes(save({"a": np.ones(3)}, metadata))
+        with pytest.raises(ValueError, match="expected a checkpoint of fastrnn"):
+            training.load_arrays(path, "checkpoint")
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        training.load_arrays(tmp_path / "none", "checkpoint")
+    assert os.listdir(tmp_path) == ["state.safetensors"]
+
+
+def test_threshold_and_patience_end_the_training() -> None:
+    history = fit(model(), task(), softmax_cross_entropy, Adam(0.02), epochs=300, threshold=0.4, batch_size=16)
+    assert history["loss"][-1] <= 0.4 < min(history["loss"][:-1])
+    trained = model()
+    history = fit(trained, task(), softmax_cross_entropy, Adam(0.05), **settings(epochs=300, patience=4))
+    assert history.best is not None
+    assert len(history) == history.best + 4
+    valid = task(40, 1)
+    assert training.accuracy(np.asarray(training.predict(trained, valid)), np.asarray(valid.targets)) == max(
+        history["score"]
+    )
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(FloatingPointError, match=r"loss: expected a finite number, got nan in epoch 1, step 1"):
+        fit(model(), task(), lambda y, t: (float("nan"), y), Adam(0.01), epochs=2)
+
+
+def test_l1_and_l2_are_added_to_the_gradient_of_weights() -> None:
+    """One SGD step from a loss of 0: p -= rate (l1 sign p + l2 p), not for biases; also for words that do not occur."""
+    one = model()
+    start = one.state_dict()
+    fit(one, task(8), lambda y, t: (0.0, np.zeros_like(y)), training.SGD(0.1), epochs=1, batch_size=8, l1=0.3, l2=0.5)
+    for name, p in one.parameters.items():
+        before = start[name]
+        want = before - 0.1 * (0.3 * np.sign(before) + 0.5 * before) if p.ndim > 1 else before
+        np.testing.assert_allclose(p, want, rtol=1e-6, atol=1e-8)
+    assert not any(gradient.any() for gradient in one.grads.values())
+
+
+# ---- Truncated BPTT
+
+
+def stepwise(N: int = 6, T: int = 20, ragged: bool = True) -> Sequences:
+    r = np.random.default_rng(5)
+    rows = [r.standard_normal((int(n), 3)).astype(np.float32) for n in (r.integers(1, T + 1, N) if ragged else [T] * N)]
+    return Sequences(rows, [(row.sum(1) > 0).astype(int) for row in rows], every_step=True)
+
+
+def every_step_model() -> SequenceModel:
+    return SequenceModel(fastrnn.RNN(3, 7, 2, seed=0), Linear(7, 2, seed=0))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_windows_carry_the_state_and_cut_the_gradient(ragged: bool) -> None:
+    """The outputs of the pieces are those of the whole; the gradients are not: they stay within a piece."""
+    one, data = every_step_model(), stepwise(ragged=ragged)
+    batch = data.batch(np.arange(6))
+    whole = one(batch.x, batch.lengths)
+    state, outputs = None, []
+    for piece in batch.windows(7, True):
+        y, state, backward = one.forward_train(piece.x, piece.lengths, state)
+        backward(np.ones_like(y))
+        outputs.append(y)
+    cut = {name: gradient.copy() for name, gradient in one.grads.items()}
+    valid = np.arange(len(whole))[:, None] < data.lengths
+    np.testing.assert_array_equal(np.concatenate(outputs)[valid], whole[valid])
+    one.zero_grad()
+    one.forward_train(batch.x, batch.lengths)[2](np.ones_like(whole))
+    assert not np.allclose(cut["rnn.weight_hh_l0"], one.grads["rnn.weight_hh_l0"])
+    np.testing.assert_allclose(cut["readout.weight"], one.grads["readout.weight"], rtol=1e-5)
+
+
+def test_a_window_as_long_as_the_sequences_changes_nothing() -> None:
+    a, b, data = every_step_model(), every_step_model(), stepwise()
+    for one, window in ((a, None), (b, 20)):
+        fit(one, data, softmax_cross_entropy, Adam(0.01), epochs=3, batch_size=2, window=window)
+    assert_same(a, b)
+
+
+def test_a_stream_is_learned_in_windows() -> None:
+    """y_t = x_{t-1}: from one stream of 4,000 steps, cut into 8 parts and windows of 10."""
+    bits = np.random.default_rng(0).integers(0, 2, 4003)
+    data = training.stream(bits[1:, None].astype(np.float32), bits[:-1], 8)
+    assert data.x.shape == (500, 8, 1)  # type: ignore[union-attr]
+    one = SequenceModel(fastrnn.RNN(1, 8, seed=0), Linear(8, 2, seed=0))
+    history = fit(one, data, softmax_cross_entropy, Adam(0.02), epochs=40, batch_size=8, window=10, threshold=0.02)
+    assert history["loss"][-1] <= 0.02
+
+
+# ---- Data
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_batches_lose_no_row(bucket: bool) -> None:
+    lengths = np.random.default_rng(0).integers(1, 900, 1003)
+    for size in (1, 7, 32, 2000):
+        for rng in (None, np.random.default_rng(1)):
+            plan = training.batches(lengths, size, rng, bucket=bucket)
+            assert sorted(np.concatenate(plan).tolist()) == list(range(1003))
+            assert all(0 < len(rows) <= size for rows in plan)
+    plan = training.batches(lengths, 8, np.random.default_rng(1), bucket=True)
+    padding = sum(int(lengths[rows].max()) * len(rows) for rows in plan) / lengths.sum()
+    assert padding < 1.1  # without buckets about 1.8
+
+
+def test_predictions_come_in_the_order_of_the_data() -> None:
+    one, data = model(), task(50)
+    together = np.asarray(training.predict(one, data, 16))
+    for row in range(50):
+        alone = one(np.asarray(data.x[row])[:, None])
+        np.testing.assert_allclose(together[row], alone[0], rtol=1e-5, atol=1e-6)
+    two, steps = every_step_model(), stepwise()
+    for row, y in enumerate(training.predict(two, steps, 4)):
+        np.testing.assert_allclose(y, two(steps.x[row][:, None])[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Sequences([], []), "x: expected at least one sequence"),
+        (lambda: Sequences(np.zeros(3), np.zeros(3)), "x: expected (T, N, I)"),
+        (lambda: Sequences(np.zeros((4, 3, 2)), np.zeros(4)), "targets: expected one for each of 3 sequences"),
+        (lambda: Sequences(np.zeros((4, 3, 2)), np.zeros((3, 4)), every_step=True), "targets: expected (T, N, ...)"),
+        (lambda: Sequences([np.zeros((2, 3)), np.zeros((2, 4))], [0, 1]), "x: expected arrays (T_n, I)"),
+        (lambda: Sequences([np.zeros((2, 3))], [np.zeros(3)], every_step=True), "targets: expected as many steps"),
+        (lambda: Sequences([np.zeros((2, 3))], [0], [2]), "lengths: expected None for a list"),
+        (lambda: training.stream(np.zeros((3, 1)), np.zeros(3), 4), "x: expected at least 4 steps"),
+        (lambda: fit(model(), stepwise(), softmax_cross_entropy), "data: expected every_step=False"),
+        (lambda: fit(model(), task(), softmax_cross_entropy, window=3), "window: expected None"),
+        (lambda: fit(model(), task(), softmax_cross_entropy, patience=3), "patience: expected None without validation"),
+        (lambda: fit(model(), task(), softmax_cross_entropy, epochs=0), "epochs: expected at least 1"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(call: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        call()
+    assert str(error.value).startswith(words)
+
+
+def test_progress_shows_every_epoch(capfd: Any) -> None:
+    pytest.importorskip("rich")
+    fit(model(), task(), softmax_cross_entropy, Adam(0.01), **settings(epochs=3, progress=True))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("validation loss") == 3
+    assert "epoch 3/3" in err
+
+
+def test_import_of_training_is_light() -> None:
+    heavy = ("rich", "safetensors", "torch", "sklearn")
+    code = f"import sys, fastrnn.training; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
