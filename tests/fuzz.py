@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing with Atheris (`pip install atheris`): the branches of fastrnn's Python, and for files those of
-NumPy's reader, steer what is tried next; the native module is a black box. A crash or a wrong exception ends the run and
-leaves the input in a file, which the same command takes again.
+"""Coverage-guided fuzzing with Atheris (`pip install atheris`): the branches of fastrnn's Python, and for files
+those of NumPy's reader, steer what is tried next; the native module is a black box. A crash or a wrong exception ends
+the run and leaves the input in a file, which the same command takes again.
 
     python tests/fuzz.py forward -runs=100000     # the rest are libFuzzer's options
     python tests/fuzz.py file -max_total_time=60
