@@ -419,6 +419,14 @@ def test_an_empty_out_is_taken_as_it_is(backend: str) -> None:
     assert not h_n.any()
 
 
+@pytest.mark.parametrize("name", ["d_output", "d_h_n"])
+def test_one_upstream_gradient_of_none_stands_for_zeros(backend: str, name: str) -> None:
+    a = {**backward_arguments(), "backend": backend}
+    want = fastrnn.rnn_backward(**{**a, name: np.zeros_like(a[name])})
+    for g, w in zip(fastrnn.rnn_backward(**{**a, name: None}), want, strict=True):
+        assert np.array_equal(g, w)
+
+
 def test_an_out_with_axes_of_one_may_have_any_strides_there(backend: str) -> None:
     a = {**forward_arguments(), "backend": backend}
     a["x"], a["h_0"] = a["x"][:1, :1], a["h_0"][:1]
