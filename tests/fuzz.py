@@ -1,15 +1,12 @@
-"""Coverage-guided fuzzing with Atheris (`pip install atheris`): the branches of fastrnn's Python, and where the native
-module was built for it the branches of the binding, steer what is tried next. A crash or a wrong exception ends the run
-and leaves the input in a file, which the same command takes again.
+"""Coverage-guided fuzzing with Atheris (`pip install atheris`): the branches of fastrnn's Python, and for files
+those of NumPy's reader, steer what is tried next; the native module is a black box. A crash or a wrong exception ends
+the run and leaves the input in a file, which the same command takes again.
 
     python tests/fuzz.py forward -runs=100000     # the rest are libFuzzer's options
     python tests/fuzz.py file -max_total_time=60
 
 Targets: forward, backward, small (the native module, past the validation), state (load_state_dict), file (the bytes of
-an .npy for `compare --data`). For the branches of the binding, with Clang:
-
-    CC=clang CXX=clang++ CXXFLAGS="-fsanitize=fuzzer-no-link" pip install .
-    LD_PRELOAD=$(python -c "import atheris; print(atheris.path())")/libfuzzer.so python tests/fuzz.py forward
+an .npy for `compare --data`).
 """
 
 from __future__ import annotations

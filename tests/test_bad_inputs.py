@@ -419,6 +419,22 @@ def test_an_empty_out_is_taken_as_it_is(backend: str) -> None:
     assert not h_n.any()
 
 
+@pytest.mark.parametrize("name", ["d_output", "d_h_n"])
+def test_one_upstream_gradient_of_none_stands_for_zeros(backend: str, name: str) -> None:
+    a = {**backward_arguments(), "backend": backend}
+    want = fastrnn.rnn_backward(**{**a, name: np.zeros_like(a[name])})
+    for g, w in zip(fastrnn.rnn_backward(**{**a, name: None}), want, strict=True):
+        assert np.array_equal(g, w)
+
+
+def test_an_out_with_axes_of_one_may_have_any_strides_there(backend: str) -> None:
+    a = {**forward_arguments(), "backend": backend}
+    a["x"], a["h_0"] = a["x"][:1, :1], a["h_0"][:1]
+    out = np.lib.stride_tricks.as_strided(np.zeros(H, F32), (1, 1, H), (0, 0, 4))
+    output, _ = fastrnn.rnn_forward(**a, out=out)
+    assert np.array_equal(output, fastrnn.rnn_forward(**a)[0])
+
+
 def test_an_overlap_that_is_too_hard_to_exclude_is_refused(monkeypatch: Any) -> None:
     """numpy.shares_memory gives up after a bounded amount of work: in doubt, out is refused."""
     memory = np.zeros(400, np.float32)

@@ -214,3 +214,70 @@ def test_any_state_is_loaded_or_refused(changes: dict[str, Any], strict: bool) -
     else:
         for name, array in cell.state_dict().items():
             assert np.array_equal(array, np.asarray(state[name]).astype(F32), equal_nan=True)
+
+
+# ---- The rare branches of the layers
+
+
+def test_no_gradient_at_all_is_refused_and_is_no_call() -> None:
+    x = np.ones((T, B, I), F32)
+    output, h_n, backward = fastrnn.RNN(I, H, seed=0).forward_train(x)
+    refuse(backward, ValueError, "d_output", "None for both", d_output=None)
+    assert backward(output, h_n)[0].shape == x.shape
+    w_ih, w_hh = np.ones((H, I), F32), np.ones((H, H), F32)
+    refuse(lambda d: fastrnn.rnn_backward(d, d, output, x, None, w_ih, w_hh), ValueError, "d_output", "None", d=None)
+
+
+def test_parameters_keep_their_names() -> None:
+    rnn = fastrnn.RNN(I, H, seed=0)
+    with pytest.raises(TypeError, match=r"^parameters: expected the names to stay, got the deletion of 'bias_ih_l0'"):
+        del rnn.parameters["bias_ih_l0"]
+    assert len(rnn.parameters) == len(list(rnn.parameters)) == 4
+    assert "bias_ih_l0" in repr(rnn.parameters)
+
+
+def test_a_layer_shows_the_arguments_that_differ_from_the_defaults() -> None:
+    rnn = fastrnn.RNN(4, 5, 2, "relu", bias=False, batch_first=True, dropout=0.5, bidirectional=True)
+    words = "4, 5, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True, nonlinearity=relu"
+    assert repr(rnn) == f"RNN({words})"
+    assert repr(fastrnn.RNN(4, 5)) == "RNN(4, 5)"
+    assert repr(fastrnn.RNNCell(4, 5, bias=False)) == "RNNCell(4, 5, bias=False)"
+    assert repr(fastrnn.RNNCell(4, 5, nonlinearity="relu")) == "RNNCell(4, 5, nonlinearity=relu)"
+
+
+def test_frozen_that_fails_leaves_the_parameters_writable(monkeypatch: Any) -> None:
+    from fastrnn import _backends
+
+    rnn = fastrnn.RNN(I, H, backend="numpy", seed=0)
+
+    def refuses(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(_backends.get("numpy"), "pack_weights", refuses)
+    with pytest.raises(MemoryError), rnn.frozen():
+        pass
+    assert all(array.flags.writeable for array in rnn.parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cgroup": "0::/a/b", "cpu.max": "max 100000"}, None),
+        ({"cgroup": "0::/a/b", "a/cpu.max": "150000 100000", "a/b/cpu.max": "400000 100000"}, 1),
+        ({"cgroup": "0::/a/b", "a/b/cpu.max": "50000 100000"}, 1),
+        ({"cgroup": "0::/", "cpu.max": "400000 100000"}, 4),
+        ({"cgroup": "3:cpu,cpuacct:/a", "cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}, 3),
+        ({"cgroup": "3:cpu:/a", "cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, None),
+        ({"cgroup": "4:memory:/a", "a/cpu.max": "100000 100000"}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_the_tightest_quota_of_the_cgroups_limits_the_threads(tmp_path: Any, files: Any, cpus: int | None) -> None:
+    from fastrnn._threads import _cgroup_cpus
+
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    assert _cgroup_cpus(str(tmp_path / "cgroup"), str(tmp_path)) == cpus

@@ -17,7 +17,7 @@ TINY = {"float32": 1e-39, "float64": 1e-309}  # times a number of about 1: subno
 LIMIT = 1.3  # times the time of normal numbers
 # Without FMA a subnormal product is an instruction's result, which the CPUs we know pay for: everything subnormal, as
 # in the second test, was up to 2.0 times as slow. Vanishing gradients are not.
-LIMIT_WITHOUT_FMA = 3.0
+LIMIT_WITHOUT_FMA = 2.5
 
 
 @pytest.mark.native

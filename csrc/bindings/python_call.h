@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <chrono>
 #include <exception>
 #include <thread>
@@ -32,7 +33,7 @@ private:
     py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;
   }
-  inline static unsigned long main_thread = 0;
+  inline static std::atomic<unsigned long> main_thread{0};  // written at import and in the child of a fork
   CallControl control_;
 };
 
