@@ -78,17 +78,21 @@ def test_is_one_step_of_the_layer_to_the_bit(torch: Any) -> None:
 
 
 def test_runs_on_the_kernels(torch: Any) -> None:
-    """With gradients and without: by what the graph says, and by what is called."""
+    """With gradients and without: by what the graph says, and by what is called; dense tensors and others."""
     import fastrnn
     from fastrnn.torch import autograd
+    from fastrnn.torch import cell as cell_module
 
     cell, calls = fastrnn.torch.RNNCell(5, 7), []
     assert "RnnLayer" in type(cell(torch.randn(3, 5)).grad_fn).__name__
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        real = autograd.rnn_layer
-        patch.setattr(autograd, "rnn_layer", lambda *args: calls.append(1) or real(*args))
+        for module, name in ((autograd, "rnn_layer"), (cell_module, "_state")):
+            real = getattr(module, name)
+            patch.setattr(module, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
         cell(torch.randn(3, 5))
-    assert calls == [1]
+        cell(torch.randn(5, 3).t())
+    dense = ["_state"] if hasattr(autograd.dispatch.backend(), "forward_tensors") else ["_state", "rnn_layer"]
+    assert calls == [*dense, "_state", "rnn_layer"]
 
 
 def test_gradcheck(torch: Any) -> None:

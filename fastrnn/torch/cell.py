@@ -88,17 +88,23 @@ class RNNCell(RNNCellBase):
         ):  # torch says what is wrong, or takes it
             return self._run_stock(input, hx, dispatch.about([input, hx, *weights]))
 
+        differentiate = torch.is_grad_enabled() and (
+            input.requires_grad or (hx is not None and hx.requires_grad) or any(w.requires_grad for w in weights)
+        )
+        half = result in dispatch.HALVES
+        if not (differentiate or half):
+            state = _state(functions, input, hx, nonlinearity, *weights)
+            if state is not None:
+                return state
+
         x, h = input, hx
-        if half := result in dispatch.HALVES:
+        if half:
             x, h, weights = x.float(), h if h is None else h.float(), [w.float() for w in weights]
         single = input.dim() == 1
         if single:
             x, h = x.unsqueeze(0), h if h is None else h.unsqueeze(0)
         if h is not None:
             h = h.unsqueeze(0)  # one layer
-        differentiate = torch.is_grad_enabled() and (
-            x.requires_grad or (h is not None and h.requires_grad) or any(w.requires_grad for w in weights)
-        )
         run = autograd.apply if differentiate else autograd.rnn_layer
         state, _ = run(x, h, _options(nonlinearity, len(x)), *weights)
         if half:
@@ -110,6 +116,30 @@ class RNNCell(RNNCellBase):
         state = torch.nn.RNNCell.forward(cast(torch.nn.RNNCell, self), input, hx)
         dispatch.say_once(why, "RNNCell")
         return state
+
+
+def _state(
+    functions: Any,
+    input: Tensor,
+    hx: Tensor | None,
+    nonlinearity: str,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor | None:
+    """The state after one step by a call that takes dense tensors as they are; None: not possible."""
+    run = getattr(functions, "forward_tensors", None)
+    if run is None:
+        return None
+    *rows, I = input.shape
+    B, H = rows[0] if rows else 1, w_hh.shape[0]
+    relu, wide = nonlinearity == "relu", input.dtype is torch.float64
+    arrays = run(input, hx, w_ih, w_hh, b_ih, b_hh, 1, B, I, H, wide, relu, False, torch.get_num_threads())
+    if arrays is None:
+        return None
+    state = torch.from_numpy(arrays[1][0])
+    return state if rows else state.squeeze(0)
 
 
 def _fits(x: Any, hx: Any, weights: list[Any], accepted: tuple[torch.dtype, ...]) -> bool:
