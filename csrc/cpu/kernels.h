@@ -34,6 +34,7 @@ struct ForwardStep {
   const T* bias = nullptr;  // padded to whole vectors
   bool relu = false;
   index tile_rows = 0;
+  bool descending = false;  // the order of the panels: from the last to the first
 };
 
 // One step of BPTT: d_state = (d_sum_next w_hh) * mask [cut by a reset] + kept gradient + d_output, then
@@ -58,6 +59,7 @@ struct BackwardStep {
   T* const* d_sum = nullptr;
   bool relu = false;
   index tile_rows = 0;
+  bool descending = false;
 };
 
 // out = bias + rows * weights: the hoisted input projection, and d_x.

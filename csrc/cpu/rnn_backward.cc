@@ -305,6 +305,7 @@ private:
     step.d_sum = to;
     step.relu = o.relu && !fault(Fault::slope_of_tanh_for_relu);
     step.tile_rows = p_.tuning.tile_rows;
+    step.descending = s % 2 != 0;
     k_.backward_step(step);
   }
 

@@ -71,7 +71,7 @@ static void backward_step(const BackwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.units, a.tile_rows, Product<T>{nullptr, 0, a.w_hh_t},
+  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, Product<T>{nullptr, 0, a.w_hh_t},
                Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, begin, finish);
 }
 

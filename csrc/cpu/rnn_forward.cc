@@ -236,6 +236,7 @@ private:
     step.bias = bias_;
     step.relu = o.relu;
     step.tile_rows = p_.tuning.tile_rows;
+    step.descending = s % 2 != 0;
     k_.forward_step(step);
   }
 

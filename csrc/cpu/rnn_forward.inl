@@ -41,7 +41,7 @@ static void forward_step(const ForwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.units, a.tile_rows, x, h, begin, finish);
+  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, begin, finish);
 }
 
 // The product alone: bias + rows * weights, the sum's order being the recurrence's, so that hoisting keeps the bits.
@@ -62,6 +62,6 @@ static void row_product(const RowProduct<T>& a) {
       for_each_vector<T>(at.columns, [&](index c, index n) { store_lanes(out + c, S::load(s + r * at.width + c), n); });
     }
   };
-  sum_tiles<T>(a.rows, a.outputs, a.tile_rows, Product<T>{a.a, a.terms, a.weights}, Product<T>{nullptr, 0, a.weights},
-               begin, finish);
+  sum_tiles<T>(a.rows, a.outputs, a.tile_rows, false, Product<T>{a.a, a.terms, a.weights},
+               Product<T>{nullptr, 0, a.weights}, begin, finish);
 }

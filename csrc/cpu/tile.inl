@@ -177,21 +177,39 @@ FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Produ
   }
 }
 
+// The outputs in pieces: groups of panels, single panels, and what is left of one.
+template <class T>
+struct Pieces {
+  index group, groups, singles, tails;
+  FN Pieces of(Columns outputs, index group) {
+    const index count = outputs.last - outputs.first, panels = count / Tile<T>::columns;
+    return Pieces{group, panels / group, panels % group, count > panels * Tile<T>::columns ? 1 : 0};
+  }
+  inline index count() const { return groups + singles + tails; }
+  inline index panels_before(index piece) const {
+    return piece < groups ? piece * group : groups * (group - 1) + piece;
+  }
+  inline index panels(index piece) const { return piece < groups ? group : piece < groups + singles ? 1 : 0; }
+};
+
 // Sums x, then h, for the outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
+// descending: from the last group to the first; steps that take turns find in cache what the one before read last.
 template <class T, class Begin, class Finish>
-FN void sum_tiles(index rows, Columns outputs, index tile_rows, const Product<T>& x, const Product<T>& h, Begin begin,
-                  Finish finish) {
+FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending, const Product<T>& x,
+                  const Product<T>& h, Begin begin, Finish finish) {
   using G = Tile<T>;
   alignas(64) T s[G::sum_size];
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
   const RowTiles tiles = RowTiles::of(rows, most);
   if (tiles.count == 0) return;
   const bool packed = (x.weights.packed || x.terms == 0) && (h.weights.packed || h.terms == 0);
-  const index group = packed ? G::group(tiles.size(0)) : G::unpacked_group(tiles.size(0));
-  for (index column = outputs.first; column < outputs.last;) {  // at the start of a panel
-    const index full = (outputs.last - column) / G::columns;    // panels left
-    const index panels = full >= group ? group : full > 0 ? 1 : 0;
+  const auto pieces = Pieces<T>::of(outputs, packed ? G::group(tiles.size(0)) : G::unpacked_group(tiles.size(0)));
+  const index last = pieces.count() - 1;
+  for (index i = 0; i <= last; ++i) {
+    const index piece = descending ? last - i : i;
+    const index panels = pieces.panels(piece);
+    const index column = outputs.first + pieces.panels_before(piece) * G::columns;
     const index columns = panels > 0 ? panels * G::columns : outputs.last - column;
     const index vectors = panels > 0 ? panels * G::panel_vectors : (columns + G::lanes - 1) / G::lanes;
     TileAt at{0, 0, column, columns, vectors * G::lanes};
@@ -203,7 +221,6 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, const Product<T>
       if (h.terms > 0) add_product(s, at, add_blocks, h);
       finish(s, at);
     }
-    column += columns;
   }
 }
 

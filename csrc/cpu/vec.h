@@ -194,13 +194,13 @@ struct Vec<float> {
   FN void store(float* p, V v) { _mm_storeu_ps(p, v); }
   FN V load_part(const float* p, index n) {
     float part[4] = {0, 0, 0, 0};
-    for (index i = 0; i < n; ++i) part[i] = p[i];
+    for (index i = 0; i < n && i < lanes; ++i) part[i] = p[i];
     return load(part);
   }
   FN void store_part(float* p, V v, index n) {
     float part[4];
     store(part, v);
-    for (index i = 0; i < n; ++i) p[i] = part[i];
+    for (index i = 0; i < n && i < lanes; ++i) p[i] = part[i];
   }
   FN V add(V a, V b) { return _mm_add_ps(a, b); }
   FN V sub(V a, V b) { return _mm_sub_ps(a, b); }

@@ -69,7 +69,7 @@ struct Vec {
     return each([&](index i) { return i < n ? p[i] : T(0); });
   }
   FN void store_part(T* p, V v, index n) {
-    for (index i = 0; i < n; ++i) p[i] = lane(v, i);
+    for (index i = 0; i < n && i < lanes; ++i) p[i] = lane(v, i);
   }
   FN V add(V a, V b) { return a + b; }
   FN V sub(V a, V b) { return a - b; }
