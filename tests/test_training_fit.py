@@ -146,6 +146,25 @@ def test_ctrl_c_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == ["state.safetensors"]
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_broken_off_leaves_the_file_before(tmp_path: Path, monkeypatch: Any, call: str) -> None:
+    """At the end of the writing the old file is still whole under its name, and an interruption leaves it so."""
+    path = tmp_path / "state.safetensors"
+    training.save_arrays(path, {"a": np.ones(3)}, {"kind": "checkpoint"})
+    before, seen = path.read_bytes(), []
+
+    def interrupted(*arguments: Any) -> None:
+        seen.append(path.read_bytes())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.save_arrays(path, {"a": np.zeros(9)}, {"kind": "checkpoint"})
+    assert seen == [before]
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["state.safetensors"]
+
+
 class Harmful:
     def __reduce__(self) -> Any:
         return os.system, ("touch harmed",)

@@ -56,7 +56,7 @@ def draw(model: Any, report: Mapping[str, Any], name: str, path: Path) -> None:
         score.plot(epochs, [record["score"] for record in records], color="#00798c", **line)
         score.axvline(model.history.best, color="0.7", linewidth=1, linestyle=":")
     loss.set_title("cross-entropy", loc="left")
-    score.set_title("accuracy on the held-out texts", loc="left")
+    score.set_title("mean of accuracy and macro F1, held out", loc="left")
     loss.legend(frameon=False)
     for axes in (loss, score):
         axes.set(xlabel="epoch")

@@ -116,7 +116,7 @@ class SequenceModel:
         kept = None
         if self.token_dropout > 0:
             kept = (self._rng.random(x.shape[:2], np.float32) >= self.token_dropout)[..., None].astype(x.dtype)
-            x = x * kept
+            x = np.multiply(x, kept, out=None if embed is None else x)  # x of an embedding is ours
         output, h_n, backward_rnn = self.rnn.forward_train(x, h_0, lengths)
         states, unpool = output, None
         if self.pool is not None:
