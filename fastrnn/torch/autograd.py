@@ -90,12 +90,17 @@ apply = super(Function, RnnLayer).apply
 
 
 def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-    if not torch.is_grad_enabled():
-        return _gradients(ctx, d_output, d_h_n)
-    with torch.no_grad():  # create_graph=True
-        gradients = _gradients(ctx, d_output, d_h_n)
-    leaves = [None if d is None else d.requires_grad_() for d in gradients]
-    return cast("tuple[Tensor | None, ...]", cast(Any, _FirstOrderOnly).apply(*leaves))
+    if not (torch.is_grad_enabled() or dispatch.transformed()):
+        try:
+            return _gradients(ctx, d_output, d_h_n)
+        except RuntimeError:  # torch.autograd.grad(is_grads_batched=True) gives tensors without memory
+            if not any(torch._C._functorch.is_legacy_batchedtensor(d) for d in (d_output, d_h_n) if d is not None):
+                raise
+    from . import derivatives  # which is made of this module
+
+    x, h_0, *weights, _ = ctx.saved_tensors  # the tape has no history, and may have been modified
+    output, _ = derivatives.Layer.apply(x, h_0, ctx.options, *weights)
+    return derivatives.gradients(d_output, d_h_n, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
 
 
 _backward_beside_the_graph = _disable_dynamo(_backward)
@@ -148,25 +153,6 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
         override.reset(token)
     d_states = None if not d_h_0 else d_h_0[0].reshape(1, *d_h_0[0].shape) if D == 1 else np.stack(d_h_0)
     return (_tensor(d_x), _tensor(d_states), None, *map(_tensor, d_weights))
-
-
-class _FirstOrderOnly(Function):
-    """Gradients, as they are, whose own differentiation raises: it would silently miss the terms of the RNN."""
-
-    @staticmethod
-    def forward(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return gradients
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        raise NotImplementedError(
-            "fastrnn.torch.RNN: expected to be differentiated once, got a second derivative; torch.nn.RNN has it, and "
-            "so has fastrnn.torch.RNN in a process started with FASTRNN_DISABLE=1"
-        )
 
 
 def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Array | None, list[Array]]:

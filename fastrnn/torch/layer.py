@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _validate
 from .._backends.options import Array, RnnOptions
-from . import autograd, dispatch
+from . import autograd, derivatives, dispatch
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 _NAMES = {mode: name for name, mode in _MODES.items()}
@@ -241,7 +241,7 @@ def _run_layers(
     differentiate = torch.is_grad_enabled() and (
         x.requires_grad or (hx is not None and hx.requires_grad) or any(w.requires_grad for w in weights)
     )
-    run = autograd.apply if differentiate else autograd.rnn_layer
+    run = derivatives.rnn_layer if dispatch.transformed() else autograd.apply if differentiate else autograd.rnn_layer
     L = own.num_layers
     if L == 1:
         return run(x, hx, options, *weights)
@@ -261,7 +261,13 @@ def _lengths(value: Any, x: Tensor, single: bool) -> Array:
         raise TypeError(f"lengths: expected torch.Tensor, got {type(value).__name__}")
     if single:
         raise ValueError(f"lengths: expected None for one sequence (T, I), got shape {tuple(value.shape)}")
-    return _validate.sequence_lengths(value.detach().cpu(), x.shape[0], x.shape[1])
+    return _validate.sequence_lengths(_plain(value), x.shape[0], x.shape[1])
+
+
+def _plain(value: Tensor) -> Tensor:
+    """On the CPU. Nothing is called without need: inside a transform the result would have no memory."""
+    value = value.detach() if value.requires_grad else value
+    return value if value.is_cpu else value.cpu()
 
 
 def _reset(value: Any, x: Tensor, dims: str) -> Array:
@@ -269,7 +275,5 @@ def _reset(value: Any, x: Tensor, dims: str) -> Array:
     if not isinstance(value, Tensor):
         raise TypeError(f"reset: expected torch.Tensor, got {type(value).__name__}")
     T, B = x.shape[:2]
-    array = _validate.exact(
-        "reset", value.detach().cpu(), _validate.BOOL, {"T": (T,), "TB": (T, B), "BT": (B, T)}[dims], dims
-    )
+    array = _validate.exact("reset", _plain(value), _validate.BOOL, {"T": (T,), "TB": (T, B), "BT": (B, T)}[dims], dims)
     return np.array(array.T if dims == "BT" else array.reshape(T, B), order="C")
