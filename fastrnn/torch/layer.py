@@ -261,13 +261,8 @@ def _lengths(value: Any, x: Tensor, single: bool) -> Array:
         raise TypeError(f"lengths: expected torch.Tensor, got {type(value).__name__}")
     if single:
         raise ValueError(f"lengths: expected None for one sequence (T, I), got shape {tuple(value.shape)}")
-    return _validate.sequence_lengths(_plain(value), x.shape[0], x.shape[1])
-
-
-def _plain(value: Tensor) -> Tensor:
-    """On the CPU. Nothing is called without need: inside a transform the result would have no memory."""
-    value = value.detach() if value.requires_grad else value
-    return value if value.is_cpu else value.cpu()
+    with torch._C._DisableFuncTorch():  # a transform would wrap what detach and numpy return
+        return _validate.sequence_lengths(value.detach().cpu(), x.shape[0], x.shape[1])
 
 
 def _reset(value: Any, x: Tensor, dims: str) -> Array:
