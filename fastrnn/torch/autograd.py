@@ -5,6 +5,7 @@ The backends get views of the tensors' memory: nothing is copied on the way in o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -90,32 +91,42 @@ apply = super(Function, RnnLayer).apply
 
 
 def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+    upstream = (d_output, d_h_n)
     if not (torch.is_grad_enabled() or dispatch.transformed()):
+        x, h_0, *weights, output = ctx.saved_tensors
+        if ctx.witness._version != ctx.version:
+            output, _ = rnn_layer(x, h_0, ctx.options, *weights)
         try:
-            return _gradients(ctx, d_output, d_h_n)
+            return rnn_layer_backward(*upstream, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
         except RuntimeError:  # torch.autograd.grad(is_grads_batched=True) gives tensors without memory
-            if not any(torch._C._functorch.is_legacy_batchedtensor(d) for d in (d_output, d_h_n) if d is not None):
+            if not any(torch._C._functorch.is_legacy_batchedtensor(d) for d in upstream if d is not None):
                 raise
     from . import derivatives  # which is made of this module
 
     x, h_0, *weights, _ = ctx.saved_tensors  # the tape has no history, and may have been modified
     output, _ = derivatives.Layer.apply(x, h_0, ctx.options, *weights)
-    return derivatives.gradients(d_output, d_h_n, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
+    return derivatives.gradients(*upstream, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
 
 
 _backward_beside_the_graph = _disable_dynamo(_backward)
 
 
-def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+def rnn_layer_backward(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    output: Tensor,
+    x: Tensor,
+    h_0: Tensor | None,
+    options: tuple[RnnOptions, ...],
+    weights: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, h_0, options (none) and weights: those that are needed."""
-    need_x, need_h_0, _, *need_weights = ctx.needs_input_grad
+    need_x, need_h_0, _, *need_weights = needed
     if d_output is None and d_h_n is None:
-        return (None,) * len(ctx.needs_input_grad)
-    x, h_0, *weights, output = ctx.saved_tensors
-    if ctx.witness._version != ctx.version:
-        output, _ = rnn_layer(x, h_0, ctx.options, *weights)
+        return (None,) * len(needed)
     run = cast(Implementation, dispatch.backend()).rnn_backward
-    D, each = len(ctx.options), len(weights) // len(ctx.options)
+    D, each = len(options), len(weights) // len(options)
     x_, h_0_, matrices = _arrays(x, h_0, *[w for w in weights if w.dim() == 2])
     output_, d_h_n_, upstream = _arrays(output, d_h_n, *(() if d_output is None else (d_output,)))
     d_output_ = upstream[0] if upstream else None
@@ -125,7 +136,7 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
     d_weights: list[Array | None] = []
     token = override.set(torch.get_num_threads())
     try:
-        for way, options in enumerate(ctx.options):
+        for way, option in enumerate(options):
             first = way * each
             w_ih, w_hh = matrices[2 * way : 2 * way + 2]
             needed = need_weights[first : first + each]
@@ -139,7 +150,7 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
                 None if h_0_ is None else h_0_[way],
                 w_ih,
                 w_hh,
-                options,
+                option,
                 tuple(name for name, need in wanted.items() if need),
             )
             d_x = d.d_x if d_x is None else np.add(d_x, cast(Array, d.d_x), out=d_x)

@@ -11,6 +11,7 @@ transposed. The backends compute both; what remains is products of torch's, whic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -28,17 +29,18 @@ from . import autograd, dispatch
 Options = tuple[RnnOptions, ...]
 
 
+below: ContextVar[bool] = ContextVar("fastrnn's operators are called below Layer and Adjoint", default=False)
+
+
 class Layer(Function):
     """rnn_layer, with all derivatives. A result that is modified in place raises in backward."""
 
     @staticmethod
     def forward(x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> tuple[Tensor, Tensor]:
         if torch._C._len_torch_dispatch_stack():  # something watches torch's operators
-            traced: tuple[Tensor, Tensor] = torch.ops.fastrnn.rnn_forward(
-                x, h_0, weights, options[0].nonlinearity, len(options) == 2, *_tensors(options[0])
-            )
-            return traced
-        return autograd.rnn_layer(_settled(x), _settled(h_0), tuple(map(_arrays_of, options)), *map(_settled, weights))
+            how = options[0].nonlinearity, len(options) == 2, *in_tensors(options[0])
+            return _operator("rnn_forward", x, h_0, weights, *how)
+        return autograd.rnn_layer(_settled(x), _settled(h_0), tuple(map(in_arrays, options)), *map(_settled, weights))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -89,14 +91,12 @@ class Adjoint(Function):
         u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, options: RnnOptions
     ) -> tuple[Tensor, Tensor]:
         if torch._C._len_torch_dispatch_stack():
-            traced: tuple[Tensor, Tensor] = torch.ops.fastrnn.rnn_adjoint(
-                u, u_n, h, w_hh, options.nonlinearity, options.reverse, *_tensors(options)
-            )
-            return traced
+            how = options.nonlinearity, options.reverse, *in_tensors(options)
+            return _operator("rnn_adjoint", u, u_n, h, w_hh, *how)
         given = [each for each in (u, u_n, h, w_hh) if each is not None]
         if any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
             return _grads_batched(u, u_n, h, w_hh, options)
-        return adjoint(u, u_n, h, w_hh, _arrays_of(options))
+        return adjoint(u, u_n, h, w_hh, in_arrays(options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -107,17 +107,7 @@ class Adjoint(Function):
 
     @staticmethod
     def backward(ctx: Any, g_z: Tensor | None, g_0: Tensor | None) -> tuple[Tensor | None, ...]:
-        u, u_n, h, w_hh, d_z = ctx.saved_tensors
-        o = ctx.options
-        a, _ = Adjoint.apply(g_z, _first(g_0, o, w_hh.T), h, w_hh.T, flipped(o))
-        d_u = a if u is not None else None
-        d_u_n = last(a, g_0, o) if u_n is not None else None
-        d_w_hh = _outer(d_z, entering(a, g_0, o))
-        d_h = None
-        if o.nonlinearity == "tanh":
-            inner = entering(a @ w_hh.T, None if g_0 is None else g_0 @ w_hh.T, o)
-            d_h = _valid(-2 * h * _upstream(u, u_n, w_hh, d_z, o) * _plus(g_z, inner), o)
-        return d_u, d_u_n, d_h, d_w_hh, None
+        return *adjoints_adjoint(g_z, g_0, *ctx.saved_tensors, ctx.options), None
 
     @staticmethod
     def jvp(
@@ -184,6 +174,28 @@ def adjoint(
     finally:
         override.reset(token)
     return torch.from_numpy(d.d_x), torch.from_numpy(d.d_h_0)
+
+
+def adjoints_adjoint(
+    g_z: Tensor | None,
+    g_0: Tensor | None,
+    u: Tensor | None,
+    u_n: Tensor | None,
+    h: Tensor,
+    w_hh: Tensor,
+    d_z: Tensor,
+    o: RnnOptions,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """The gradients of u, u_n, h and w_hh, for those of d_z and d_h_0."""
+    a, _ = Adjoint.apply(g_z, _first(g_0, o, w_hh.T), h, w_hh.T, flipped(o))
+    d_u = a if u is not None else None
+    d_u_n = last(a, g_0, o) if u_n is not None else None
+    d_w_hh = _outer(d_z, entering(a, g_0, o))
+    d_h = None
+    if o.nonlinearity == "tanh":
+        inner = entering(a @ w_hh.T, None if g_0 is None else g_0 @ w_hh.T, o)
+        d_h = _valid(-2 * h * _upstream(u, u_n, w_hh, d_z, o) * _plus(g_z, inner), o)
+    return d_u, d_u_n, d_h, d_w_hh
 
 
 def gradients(
@@ -376,7 +388,7 @@ def _repeated(o: RnnOptions, V: int) -> RnnOptions:
     """For rows that _folded made."""
     if o.plain:
         return o
-    lengths, sizes, reset = _tensors(o)
+    lengths, sizes, reset = in_tensors(o)
     return replace(
         o,
         lengths=lengths if lengths is None else lengths.repeat_interleave(V),
@@ -388,17 +400,25 @@ def _repeated(o: RnnOptions, V: int) -> RnnOptions:
 # ---- Between torch and the backends. Here options hold tensors or arrays, as it comes
 
 
-def _tensors(o: RnnOptions) -> list[Tensor | None]:
+def in_tensors(o: RnnOptions) -> list[Tensor | None]:
     return [None if value is None else torch.as_tensor(value) for value in (o.lengths, o.batch_sizes, o.reset)]
 
 
-def _arrays_of(o: RnnOptions) -> RnnOptions:
+def in_arrays(o: RnnOptions) -> RnnOptions:
     if o.plain:
         return o
     lengths, sizes, reset = (
         None if value is None else np.asarray(value) for value in (o.lengths, o.batch_sizes, o.reset)
     )
     return replace(o, lengths=lengths, batch_sizes=sizes, reset=reset)
+
+
+def _operator(name: str, *args: Any) -> tuple[Tensor, Tensor]:
+    token = below.set(True)
+    try:
+        return cast("tuple[Tensor, Tensor]", getattr(torch.ops.fastrnn, name)(*args))
+    finally:
+        below.reset(token)
 
 
 def _primal(value: Tensor | None) -> Tensor | None:

@@ -66,6 +66,11 @@ def transformed() -> bool:
     )
 
 
+def watched() -> bool:
+    """Where transformed: whether by a mode alone, which then sees fastrnn's operators."""
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
 def about(tensors: Iterable[Any]) -> str:
     """Why a backend cannot take these tensors, while torch.nn.RNN can."""
     for tensor in tensors:

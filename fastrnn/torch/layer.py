@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
+from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _validate
 from .._backends.options import Array, RnnOptions
-from . import autograd, derivatives, dispatch
+from . import autograd, derivatives, dispatch, operators
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 _NAMES = {mode: name for name, mode in _MODES.items()}
@@ -113,7 +113,7 @@ class RNN(RNNBase):
         computes, which has neither.
         """
         if torch.compiler.is_compiling():
-            return cast("tuple[Tensor, Tensor]", _run_beside_the_graph(self, input, hx, lengths, reset))
+            return operators.run(self, input, hx, lengths, reset)
         return self._run(input, hx, lengths, reset)
 
     def _run(
@@ -124,6 +124,9 @@ class RNN(RNNBase):
         why = functions if isinstance(functions, str) else dispatch.surroundings()
         if why is not None:
             return self._run_stock(input, hx, lengths, reset, why)
+        transformed = dispatch.transformed()
+        if transformed and dispatch.watched():
+            return operators.run(self, input, hx, lengths, reset)
         packed = input if isinstance(input, PackedSequence) else None
         x = input if packed is None else packed.data
         try:
@@ -132,6 +135,8 @@ class RNN(RNNBase):
             self._update_flat_weights()
             weights = self._flat_weights
         if not _fits(own, x, packed, hx, weights):  # torch.nn.RNN says what is wrong, or takes it all the same
+            if isinstance(x, Proxy):
+                return cast("tuple[Tensor, Tensor]", operators.as_leaf(self, x, hx, lengths=lengths, reset=reset))
             return self._run_stock(input, hx, lengths, reset, dispatch.about([x, hx, *weights]))
 
         x = cast(Tensor, x)
@@ -155,7 +160,7 @@ class RNN(RNNBase):
                 restarts = None if reset is None else _reset(reset, x, dims)
                 options = tuple([RnnOptions(o.nonlinearity, o.reverse, ends, reset=restarts) for o in options])
 
-        output, h_n = _run_layers(own, x, hx, options, weights)
+        output, h_n = _run_layers(own, x, hx, options, weights, transformed)
         if packed is not None:
             result = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
             return result, self.permute_hidden(h_n, packed.unsorted_indices)
@@ -174,9 +179,6 @@ class RNN(RNNBase):
                 )
         dispatch.say_once(why)
         return result
-
-
-_run_beside_the_graph = _disable_dynamo(RNN._run)
 
 
 class _Settings(NamedTuple):
@@ -234,14 +236,19 @@ def _shapes(I: int, H: int, L: int, D: int, bias: bool) -> list[torch.Size]:
 
 
 def _run_layers(
-    own: _Settings, x: Tensor, hx: Tensor | None, options: tuple[RnnOptions, ...], weights: list[Tensor]
+    own: _Settings,
+    x: Tensor,
+    hx: Tensor | None,
+    options: tuple[RnnOptions, ...],
+    weights: list[Tensor],
+    transformed: bool,
 ) -> tuple[Tensor, Tensor]:
     """output (T, B, D * H) or (N, D * H), h_n. As torch.nn.RNN's, what passes between layers is contiguous and
     time-major, so that a seed draws the same dropout."""
     differentiate = torch.is_grad_enabled() and (
         x.requires_grad or (hx is not None and hx.requires_grad) or any(w.requires_grad for w in weights)
     )
-    run = derivatives.rnn_layer if dispatch.transformed() else autograd.apply if differentiate else autograd.rnn_layer
+    run = derivatives.rnn_layer if transformed else autograd.apply if differentiate else autograd.rnn_layer
     L = own.num_layers
     if L == 1:
         return run(x, hx, options, *weights)
@@ -270,5 +277,7 @@ def _reset(value: Any, x: Tensor, dims: str) -> Array:
     if not isinstance(value, Tensor):
         raise TypeError(f"reset: expected torch.Tensor, got {type(value).__name__}")
     T, B = x.shape[:2]
-    array = _validate.exact("reset", _plain(value), _validate.BOOL, {"T": (T,), "TB": (T, B), "BT": (B, T)}[dims], dims)
+    shape = {"T": (T,), "TB": (T, B), "BT": (B, T)}[dims]
+    with torch._C._DisableFuncTorch():
+        array = _validate.exact("reset", value.detach().cpu(), _validate.BOOL, shape, dims)
     return np.array(array.T if dims == "BT" else array.reshape(T, B), order="C")
