@@ -107,10 +107,8 @@ def _options(
 
 
 def _check_weights(x: Tensor, weights: list[Tensor], nonlinearity: str, D: int, sizes: Tensor | None) -> None:
-    if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():  # torch would go on with tangents of 0
-        raise NotImplementedError(
-            "fastrnn's operators: expected no forward-mode differentiation; call the layer itself"
-        )
+    if forward_ad._current_level >= 0 and not derivatives.below.get():  # torch would go on, with tangents of 0
+        raise NotImplementedError("fastrnn's operators: expected no forward-mode differentiation, call the layer for it")
     _validate.check_nonlinearity(nonlinearity)
     if x.dtype not in dispatch.FLOATS:
         raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}")
