@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -62,19 +61,7 @@ class Layer(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> Any:
-        """Into the batch; where weights are mapped, one layer after the other."""
-        V, (x_at, h_0_at, _, *weights_at) = info.batch_size, in_dims
-        if any(at is not None for at in weights_at):
-            made = [
-                Layer.apply(
-                    _one(x, x_at, v), _one(h_0, h_0_at, v), options, *map(partial(_one, v=v), weights, weights_at)
-                )
-                for v in range(V)
-            ]
-            return tuple(torch.stack(each) for each in zip(*made, strict=True)), (0, 0)
-        options = tuple(_repeated(o, V) for o in options)
-        results = Layer.apply(_folded(x, x_at, V), _folded(h_0, h_0_at, V), options, *weights)
-        return tuple(each.unflatten(-2, (-1, V)) for each in results), (-2, -2)
+        return mapped_layer(Layer.apply, info.batch_size, in_dims, x, h_0, options, *weights)
 
 
 def rnn_layer(x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,14 +124,7 @@ class Adjoint(Function):
     def vmap(
         info: Any, in_dims: Any, u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, options: RnnOptions
     ) -> Any:
-        V, (u_at, u_n_at, h_at, w_hh_at, _) = info.batch_size, in_dims
-        if w_hh_at is not None:
-            given = (u, u_at), (u_n, u_n_at), (h, h_at), (w_hh, w_hh_at)
-            made = [Adjoint.apply(*[_one(each, at, v) for each, at in given], options) for v in range(V)]
-            return tuple(torch.stack(each) for each in zip(*made, strict=True)), (0, 0)
-        folded = [_folded(each, at, V) for each, at in ((u, u_at), (u_n, u_n_at), (h, h_at))]
-        results = Adjoint.apply(*folded, w_hh, _repeated(options, V))
-        return tuple(each.unflatten(-2, (-1, V)) for each in results), (-2, -2)
+        return mapped_adjoint(Adjoint.apply, info.batch_size, in_dims, u, u_n, h, w_hh, options)
 
 
 def _grads_batched(*args: Any) -> tuple[Tensor, Tensor]:
@@ -371,7 +351,34 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 # ---- vmap: mapped tensors and options
 
 
-def _one(value: Tensor | None, at: int | None, v: int) -> Tensor | None:
+def mapped_layer(
+    call: Any, V: int, in_dims: Any, x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor
+) -> Any:
+    """vmap's rule for Layer: into the batch; where weights are mapped, one after the other."""
+    x_at, h_0_at, _, *weights_at = in_dims
+    if any(at is not None for at in weights_at):
+        made = []
+        for v in range(V):
+            own = [one(w, at, v) for w, at in zip(weights, weights_at, strict=True)]
+            made.append(call(one(x, x_at, v), one(h_0, h_0_at, v), options, *own))
+        return tuple(torch.stack(each) for each in zip(*made, strict=True)), (0, 0)
+    results = call(_folded(x, x_at, V), _folded(h_0, h_0_at, V), tuple(_repeated(o, V) for o in options), *weights)
+    return tuple(each.unflatten(-2, (-1, V)) for each in results), (-2, -2)
+
+
+def mapped_adjoint(
+    call: Any, V: int, in_dims: Any, u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, options: RnnOptions
+) -> Any:
+    """vmap's rule for Adjoint."""
+    given = list(zip((u, u_n, h, w_hh), in_dims[:4], strict=True))
+    if in_dims[3] is not None:
+        made = [call(*[one(each, at, v) for each, at in given], options) for v in range(V)]
+        return tuple(torch.stack(each) for each in zip(*made, strict=True)), (0, 0)
+    results = call(*[_folded(each, at, V) for each, at in given[:3]], w_hh, _repeated(options, V))
+    return tuple(each.unflatten(-2, (-1, V)) for each in results), (-2, -2)
+
+
+def one(value: Tensor | None, at: int | None, v: int) -> Tensor | None:
     return value if value is None or at is None else value.select(at, v)
 
 

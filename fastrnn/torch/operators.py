@@ -22,7 +22,6 @@ from torch.utils.flop_counter import register_flop_formula
 from .. import _validate
 from .._backends.options import RnnOptions
 from . import autograd, derivatives, dispatch
-from .derivatives import Adjoint, Layer
 
 if TYPE_CHECKING:
     from .layer import RNN
@@ -108,7 +107,7 @@ def _options(
 
 def _check_weights(x: Tensor, weights: list[Tensor], nonlinearity: str, D: int, sizes: Tensor | None) -> None:
     if forward_ad._current_level >= 0 and not derivatives.below.get():  # torch would go on, with tangents of 0
-        raise NotImplementedError("fastrnn's operators: expected no forward-mode differentiation, call the layer for it")
+        raise NotImplementedError("fastrnn's operators: expected no forward mode, which the layer itself has")
     _validate.check_nonlinearity(nonlinearity)
     if x.dtype not in dispatch.FLOATS:
         raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}")
@@ -248,25 +247,33 @@ def _adjoints_backward(ctx: Any, g_z: Tensor | None, g_0: Tensor | None) -> tupl
 
 def _vmap_forward(info: Any, in_dims: Any, x: Any, h_0: Any, weights: Any, *how: Any) -> Any:
     _check_shared(in_dims[5:])
-    return Layer.vmap(info, (*in_dims[:2], None, *in_dims[2]), x, h_0, _ways(*how), *weights)
+
+    def call(x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor) -> Any:
+        return torch.ops.fastrnn.rnn_forward(x, h_0, weights, *how[:2], *derivatives.in_tensors(options[0]))
+
+    dims = (*in_dims[:2], None, *in_dims[2])
+    return derivatives.mapped_layer(call, info.batch_size, dims, x, h_0, _ways(*how), *weights)
 
 
 def _vmap_backward(info: Any, in_dims: Any, *args: Any) -> Any:
+    """One after the other, as the gradients of the weights are to be."""
     _check_shared(in_dims[9:])
-    d_output, d_h_n, output, x, h_0, weights, needed, *how = args
-    marks, options = (*needed[:2], False, *needed[2:]), _ways(*how)
-
-    def one(d_output: Any, d_h_n: Any, output: Any, x: Any, h_0: Any, weights: Any) -> Any:
-        made = derivatives.gradients(d_output, d_h_n, output, x, h_0, options, weights, marks)
-        return [each for each in made if each is not None]
-
-    made = torch.func.vmap(one, tuple(in_dims[:6]))(d_output, d_h_n, output, x, h_0, weights)
-    return made, [0] * len(made)
+    made = []
+    for v in range(info.batch_size):
+        own = [derivatives.one(each, at, v) for each, at in zip(args[:5], in_dims[:5], strict=True)]
+        weights = [derivatives.one(w, at, v) for w, at in zip(args[5], in_dims[5], strict=True)]
+        made.append(torch.ops.fastrnn.rnn_backward(*own, weights, *args[6:]))
+    results = [torch.stack(each) for each in zip(*made, strict=True)]
+    return results, [0] * len(results)
 
 
 def _vmap_adjoint(info: Any, in_dims: Any, u: Any, u_n: Any, h: Any, w_hh: Any, *how: Any) -> Any:
     _check_shared(in_dims[6:])
-    return Adjoint.vmap(info, (*in_dims[:4], None), u, u_n, h, w_hh, _one_way(*how))
+
+    def call(u: Any, u_n: Any, h: Tensor, w_hh: Tensor, options: RnnOptions) -> Any:
+        return torch.ops.fastrnn.rnn_adjoint(u, u_n, h, w_hh, *how[:2], *derivatives.in_tensors(options))
+
+    return derivatives.mapped_adjoint(call, info.batch_size, in_dims, u, u_n, h, w_hh, _one_way(*how))
 
 
 def _check_shared(dims: Any) -> None:
