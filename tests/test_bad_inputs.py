@@ -3,13 +3,12 @@
 legal.
 """
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import oracle
+from helpers.bad_inputs import KINDS, refuse
 from helpers.cases import LAYOUTS, Case, misaligned, with_layout
 from helpers.compare import assert_all_same_bits, normalised_error
 from helpers.processes import output_of
@@ -33,38 +32,6 @@ def backward_arguments() -> dict[str, Any]:
     return {"d_output": p.d_output, "d_h_n": p.d_h_n, "output": output, **rest}
 
 
-def refuse(run: Callable[..., Any], error: type[Exception], name: str, *words: str, **arguments: Any) -> str:
-    """The call raises exactly this class, names the argument, and says each of the words."""
-    with pytest.raises(error) as caught:
-        run(**arguments)
-    assert type(caught.value) is error, f"{type(caught.value).__name__} instead of {error.__name__}: {caught.value}"
-    text = str(caught.value)
-    assert re.match(rf"{name}: expected .*, got ", text), text
-    for word in words:
-        assert word in text, f"{word!r} is missing in: {text}"
-    return text
-
-
-# ---- The wrong kind of array: the same answers for every array argument
-
-KINDS: dict[str, tuple[Callable[[Any], Any], type[Exception], tuple[str, ...]]] = {
-    "list": (lambda a: a.tolist(), TypeError, ("list",)),
-    "tuple": (lambda a: tuple(a), TypeError, ("tuple",)),
-    "float": (lambda a: 1.0, TypeError, ("float",)),
-    "str": (lambda a: "x", TypeError, ("str",)),
-    "object dtype": (lambda a: a.astype(object), TypeError, ("dtype", "object")),
-    "float16": (lambda a: a.astype(np.float16), TypeError, ("float32", "float16")),
-    "int64": (lambda a: a.astype(np.int64), TypeError, ("float32", "int64")),
-    "bool": (lambda a: a > 0, TypeError, ("float32", "bool")),
-    "complex64": (lambda a: a.astype(np.complex64), TypeError, ("float32", "complex64")),
-    "longdouble": (lambda a: a.astype(np.longdouble), TypeError, ("float32", str(np.dtype(np.longdouble)))),
-    "byte-swapped": (lambda a: a.astype(a.dtype.newbyteorder()), TypeError, ("byte order",)),
-    "masked": (lambda a: np.ma.masked_array(a), TypeError, ("MaskedArray",)),
-    "one dimension more": (lambda a: a[None], ValueError, ("(1, ",)),
-    "one dimension less": (lambda a: np.asarray(a[0]), ValueError, ("shape",)),
-    "one more along the first axis": (lambda a: np.concatenate([a, a[:1]]), ValueError, ("shape",)),
-    "one less along the last axis": (lambda a: a[..., :-1], ValueError, ("shape",)),
-}
 FORWARD_ARRAYS = ("x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh")
 BACKWARD_ARRAYS = ("d_output", "d_h_n", "output", "x", "h_0", "w_ih", "w_hh")
 
@@ -468,80 +435,3 @@ def test_an_overlap_that_is_too_hard_to_exclude_is_refused(monkeypatch: Any) -> 
 
 def test_a_dtype_of_none_is_refused() -> None:
     refuse(fastrnn.RNN, TypeError, "dtype", input_size=4, hidden_size=5, dtype=None)
-
-
-# ---- Layers
-
-LAYER: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "input_size float": ({"input_size": 4.0}, TypeError, "input_size"),
-    "input_size bool": ({"input_size": True}, TypeError, "input_size"),
-    "input_size negative": ({"input_size": -1}, ValueError, "input_size"),
-    "hidden_size zero": ({"hidden_size": 0}, ValueError, "hidden_size"),
-    "hidden_size str": ({"hidden_size": "5"}, TypeError, "hidden_size"),
-    "num_layers zero": ({"num_layers": 0}, ValueError, "num_layers"),
-    "num_layers bool": ({"num_layers": True}, TypeError, "num_layers"),
-    "nonlinearity": ({"nonlinearity": "gelu"}, ValueError, "nonlinearity"),
-    "bias": ({"bias": 1}, TypeError, "bias"),
-    "batch_first": ({"batch_first": "no"}, TypeError, "batch_first"),
-    "dropout over 1": ({"dropout": 1.5, "num_layers": 2}, ValueError, "dropout"),
-    "dropout NaN": ({"dropout": float("nan"), "num_layers": 2}, ValueError, "dropout"),
-    "dropout bool": ({"dropout": True, "num_layers": 2}, TypeError, "dropout"),
-    "bidirectional": ({"bidirectional": None}, TypeError, "bidirectional"),
-    "dtype float16": ({"dtype": "float16"}, TypeError, "dtype"),
-    "dtype nonsense": ({"dtype": "floaty"}, TypeError, "dtype"),
-    "backend": ({"backend": "cudnn"}, ValueError, "backend"),
-}
-
-
-@pytest.mark.parametrize("what", LAYER)
-def test_layer_arguments_are_refused(what: str) -> None:
-    change, error, name = LAYER[what]
-    refuse(fastrnn.RNN, error, name, **{"input_size": 4, "hidden_size": 5, **change})
-    if name in ("input_size", "hidden_size", "nonlinearity", "bias", "dtype", "backend"):
-        refuse(fastrnn.RNNCell, error, name, **{"input_size": 4, "hidden_size": 5, **change})
-
-
-def test_layer_device_is_refused() -> None:
-    for kind in (fastrnn.RNN, fastrnn.RNNCell):
-        with pytest.raises((ValueError, RuntimeError), match=r"^device: expected .*cpu.*, got 'cuda'"):
-            kind(4, 5, device="cuda")
-
-
-def test_layer_inputs_are_refused() -> None:
-    rnn = fastrnn.RNN(I, H, num_layers=2, bidirectional=True)
-    x = np.zeros((T, B, I), F32)
-    for run in (rnn, rnn.forward_train):
-        refuse(run, ValueError, "x", "4", "(3, 2, 5)", x=np.zeros((T, B, 5), F32))
-        refuse(run, ValueError, "x", "(4,)", x=np.zeros(4, F32))
-        refuse(run, ValueError, "x", x=np.zeros((1, T, B, I), F32))
-        refuse(run, TypeError, "x", "float32", "float64", x=x.astype(float))
-        refuse(run, TypeError, "x", "list", x=x.tolist())
-        refuse(run, TypeError, "x", "None", x=None)
-        refuse(run, ValueError, "h_0", "(4, 2, 5)", "(2, 2, 5)", x=x, h_0=np.zeros((2, B, H), F32))
-        refuse(run, ValueError, "h_0", "(4, 5)", "(4, 2, 5)", x=x[:, 0], h_0=np.zeros((4, B, H), F32))
-        refuse(run, ValueError, "lengths", "0..3", "4", x=x, lengths=np.array([4, 1]))
-        refuse(run, TypeError, "lengths", "list", x=x, lengths=[3, 1])
-        refuse(run, ValueError, "lengths", x=x[:, 0], lengths=np.array([3]))
-    first = fastrnn.RNN(I, H, batch_first=True)
-    refuse(first, ValueError, "lengths", "(2,)", "(3,)", x=np.zeros((B, T, I), F32), lengths=np.array([3, 1, 2]))
-
-
-def test_cell_inputs_are_refused() -> None:
-    cell = fastrnn.RNNCell(I, H)
-    x = np.zeros((B, I), F32)
-    for run in (cell, cell.forward_train):
-        refuse(run, ValueError, "x", "4", "(2, 5)", x=np.zeros((B, 5), F32))
-        refuse(run, ValueError, "x", x=np.zeros((T, B, I), F32))
-        refuse(run, TypeError, "x", "float64", x=x.astype(float))
-        refuse(run, ValueError, "h", "(2, 5)", "(1, 5)", x=x, h=np.zeros((1, H), F32))
-        refuse(run, ValueError, "h", "(5,)", "(2, 5)", x=x[0], h=np.zeros((B, H), F32))
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.0, "2", None, True])
-def test_thread_numbers_are_refused(value: Any) -> None:
-    error = ValueError if value in (0, -1) and not isinstance(value, bool) else TypeError
-    before = fastrnn.get_num_threads()
-    refuse(fastrnn.set_num_threads, error, "n", n=value)
-    with pytest.raises(error), fastrnn.threads(value):
-        pass
-    assert fastrnn.get_num_threads() == before

@@ -4,6 +4,7 @@ whatever B, T, the number of threads, alignment, strides, tile and path; d_w_ih,
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,6 +264,61 @@ def test_random_paths(kernel: Kernel, dtype: str, case: Case) -> None:
         q = p.but(x=with_layout(np.array(p.x), layout), w_hh=with_layout(p.w_hh, str(rng.choice(("fortran", layout)))))
         what = f"{tuning}, {threads} threads, {layout}: {case.repro('backward', kernel)}"
         same_results(run_both(kernel, q, threads=threads, tuning=tuning), want, what)
+
+
+# ---- The long versions
+
+
+@native
+@pytest.mark.nightly
+@pytest.mark.parametrize("threads", range(1, 17))
+def test_100_runs_on_every_number_of_threads(kernel: Kernel, dtype: str, threads: int) -> None:
+    """1 to 16 threads, 100 runs of every shape, forward and backward; every other run with forced slices or blocks."""
+    for case in SHAPES + LARGE:
+        p = replace(case, dtype=dtype).build()
+        want = run_both(kernel, p, threads=1)
+        for run in range(100):
+            tuning = (None, {"row_block": 1 + run % 40}, None, {"slices": 2 + run % 15})[run % 4]
+            what = f"run {run}, {tuning}: {case.repro('backward', kernel)}"
+            same_results(run_both(kernel, p, threads=threads, tuning=tuning), want, what)
+
+
+@native
+@pytest.mark.nightly
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("case", [c for c in SHAPES if c.lengths != "packed"], ids=lambda case: case.id)
+def test_every_batch_size_and_position(kernel: Kernel, dtype: str, case: Case, threads: int) -> None:
+    """The first n rows for every n up to the batch and beyond; every row at every position of the whole batch."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p)
+    B = case.B
+    subsets = [np.arange(n) % B for n in range(1, min(B, 150) + 20)] + [np.roll(np.arange(B), n) for n in range(B)]
+    for chosen in subsets:
+        got = run_both(kernel, rows_of(p, chosen), threads=threads)
+        for name, axis in {"output": 1, "h_n": 0, "d_x": 1, "d_h_0": 0}.items():
+            i = NAMES.index(name)
+            assert_same_bits(got[i], np.take(want[i], chosen, axis=axis), f"{name} of rows {chosen.tolist()}")
+
+
+@native
+@pytest.mark.nightly
+@pytest.mark.parametrize("case", SHAPES, ids=SHAPE_IDS)
+def test_every_alignment_of_every_array(kernel: Kernel, dtype: str, case: Case) -> None:
+    """Each array alone at each element offset from a 64-byte boundary; the arrays that are written, too."""
+    p = replace(case, dtype=dtype).build()
+    want = run_both(kernel, p)
+    size = np.dtype(dtype).itemsize
+    inputs = ("x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh", "recurrent_mask", "d_output", "d_h_n")
+    for offset in range(0, 64, size):
+        for name in (name for name in inputs if getattr(p, name) is not None):
+            q = p.but(**{name: misaligned(getattr(p, name), offset)})
+            same_results(run_both(kernel, q), want, f"{name} at offset {offset}")
+
+        def new(shape: tuple[int, ...], dtype: str, offset: int = offset) -> Any:
+            return misaligned(np.full(shape, np.nan, dtype), offset)
+
+        got = kernel.forward(p, new=new)
+        same_results((*got, *kernel.backward(p, got[0], new=new)), want, f"results at offset {offset}")
 
 
 def test_sizes_of_packed_rows_are_what_torch_makes() -> None:

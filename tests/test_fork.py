@@ -70,6 +70,8 @@ print(os.waitpid(pid, 0)[1], len(call()) > 0)
 
 
 def test_fork_while_another_thread_computes(backend: str) -> None:
+    if backend == "numpy":
+        pytest.skip("a child may inherit a lock of NumPy's BLAS that another thread held: not ours")
     code = """
 want = call()
 stop = threading.Event()

@@ -5,9 +5,10 @@ and the next call is right. Measured inside a process of its own, median of thre
 import json
 import signal
 import statistics
+import sys
 
 import pytest
-from helpers.processes import output_of
+from helpers.processes import output_of, run_python
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX signals")
 
@@ -97,3 +98,84 @@ def assert_interrupts(
     waits = json.loads(output_of(head + CODE, timeout=60))
     assert isinstance(waits, list), waits
     assert statistics.median(waits) <= LIMIT, f"{[round(1000 * w) for w in waits]} ms"
+
+
+LOOP = """
+import gc, json, os, signal, threading, time
+import numpy as np, fastrnn
+signal.signal(signal.SIGINT, signal.default_int_handler)
+fastrnn.set_num_threads(2)
+rng = np.random.default_rng(0)
+rnn = fastrnn.RNN(64, 512, num_layers=2, backend=BACKEND, seed=0)
+x = rng.standard_normal((200, 64, 64)).astype(np.float32)
+small = x[:3]
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def step(x):
+    output, h_n, backward = rnn.forward_train(x)
+    backward(output, h_n)
+    return b"".join(d.tobytes() for d in rnn.grads.values())
+
+rnn.zero_grad()
+want = step(small)
+step(x)
+waits, grown = [], []
+for delay in np.linspace(0.05, 0.6, 12):
+    def send():
+        global sent
+        sent = time.perf_counter()
+        os.kill(os.getpid(), signal.SIGINT)
+    timer = threading.Timer(delay, send)
+    timer.start()
+    try:
+        while True:
+            rnn.zero_grad()
+            step(x)
+    except KeyboardInterrupt:
+        waits.append(time.perf_counter() - sent)
+    timer.join()
+    rnn.zero_grad()
+    assert step(small) == want, "the next step is wrong"
+    gc.collect()
+    grown.append(resident())
+print(json.dumps([waits, min(grown[6:]) - max(grown[:6])]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ctrl_c_in_a_training_loop(backend: str) -> None:
+    """Twelve times, anywhere in forward and backward of two layers: the next step is right, and no memory is lost."""
+    if backend == "numpy":
+        pytest.skip("NumPy's own threads; between two of its products nothing is ours")
+    waits, grown = json.loads(output_of(f"BACKEND = {backend!r}\n" + LOOP, timeout=120))
+    assert statistics.median(waits) <= LIMIT, f"{[round(1000 * w) for w in waits]} ms"
+    assert grown < 1_000_000, f"{grown} bytes"
+
+
+CLI = """
+import os, signal, sys, threading, time
+import fastrnn.cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def send():
+    global sent
+    sent = time.perf_counter()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Timer(2, send).start()
+words = "check --op forward --B 1 --I 8 --H 500 --T 400000 --backend"
+code = fastrnn.cli.main([*words.split(), BACKEND])
+print(code, time.perf_counter() - sent)
+"""
+
+
+def test_ctrl_c_on_the_command_line(backend: str) -> None:
+    """Exit code 130, and one word instead of a traceback."""
+    if backend == "numpy":
+        pytest.skip("between two of NumPy's products nothing is ours")
+    result = run_python(f"BACKEND = {backend!r}\n" + CLI)
+    code, wait = result.stdout.split()
+    assert code == "130"
+    assert result.stderr.strip() == "interrupted"
+    assert float(wait) <= 2 * LIMIT, "printing, and what the command had in hand"

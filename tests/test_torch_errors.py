@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers.torch_layers import twins
+from helpers.torch_layers import outcome, twins
 
 CONSTRUCTOR: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
     ((4, 6), {"proj_size": 0}),
@@ -36,14 +36,6 @@ CONSTRUCTOR: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
     ((4, 6), {"bidirectional": 1}),
     ((4, 6, 2, "relu", False, True, 0.5, True), {}),
 )
-
-
-def outcome(call: Any) -> tuple[str, str]:
-    """Type and text of what is raised or warned of; or repr of what is returned."""
-    try:
-        return "", repr(call())
-    except Exception as error:
-        return type(error).__name__, str(error)
 
 
 @pytest.mark.parametrize("case", range(len(CONSTRUCTOR)))

@@ -6,10 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
 #include <cstdint>
 #include <cstdlib>
-#include <exception>
 #include <initializer_list>
 #include <map>
 #include <optional>
@@ -20,10 +18,8 @@
 #include <variant>
 #include <vector>
 
-#if defined(__GLIBCXX__)
-#include <cxxabi.h>
-#endif
-
+#include "bindings/python_call.h"
+#include "bindings/tensors.h"
 #include "cpu/dispatch.h"
 #include "cpu/faults.h"
 #include "cpu/passes.h"
@@ -141,63 +137,6 @@ const T* table(const py::object& o, const char* name, std::initializer_list<inde
 
 // ---- one call
 
-// Ends a call early when Python has a signal to handle. Only Python's main thread handles signals.
-class PythonSignals {
-public:
-  PythonSignals() : control_(PyThread_get_thread_ident() == main_thread ? &PythonSignals::check : nullptr, nullptr) {}
-  CallControl& control() { return control_; }
-  static void remember_main_thread() {  // which need not be this one
-    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
-  }
-
-private:
-  static bool check(void*) {
-    py::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
-  }
-  static unsigned long main_thread;
-  CallControl control_;
-};
-unsigned long PythonSignals::main_thread = 0;
-
-// While Python exits, taking the GIL back ends a daemon thread, before 3.14 by unwinding: destructors would give up
-// references without the GIL. The thread waits for the process to end instead, as 3.14 has it.
-void take_gil(PyThreadState* state) {
-#if defined(__GLIBCXX__)
-  try {
-    PyEval_RestoreThread(state);
-  } catch (const abi::__forced_unwind&) {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
-  }
-#else
-  PyEval_RestoreThread(state);
-#endif
-}
-
-// Not py::gil_scoped_release: the unwinding must not start in a destructor.
-template <class Run>
-void without_gil(Run run) {
-  PyThreadState* const state = PyEval_SaveThread();
-  try {
-    run();
-  } catch (const std::exception&) {
-    take_gil(state);
-    throw;
-  }
-  take_gil(state);
-}
-
-template <class Run>
-void call(double flops, Run run) {
-  PythonSignals signals;
-  if (flops < 1e5) {  // a few microseconds: shorter than handing the GIL over
-    run(signals.control());
-  } else {
-    without_gil([&] { run(signals.control()); });
-  }
-  if (PyErr_Occurred()) throw py::error_already_set();
-}
-
 struct PyPackedWeights {
   std::variant<PackedWeights<float>, PackedWeights<double>> weights;
 };
@@ -300,11 +239,6 @@ RnnOptions<T> options_of(const CallOptions& o, const Shape& n, index packed_rows
   r.keep_mask = reinterpret_cast<const unsigned char*>(flags(o.keep_mask, "keep_mask", true));
   r.recurrent_mask = table<T>(o.recurrent_mask, "recurrent_mask", {n.B, n.H});
   return r;
-}
-
-double flops_of(const Shape& n) {
-  return 2.0 * static_cast<double>(n.T) * static_cast<double>(n.B) * static_cast<double>(n.H) *
-         static_cast<double>(n.I + n.H);
 }
 
 template <class T>
@@ -510,6 +444,7 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
   }
   m.attr("faults") = faults;
 #endif
+  define_tensor_calls(m);
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());
   m.def("isas", &isas);
   m.def("active_isa", [] { return string(choose_instruction_set(nullptr).name); });

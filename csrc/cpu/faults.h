@@ -21,6 +21,11 @@
   X(unit_slice_missed_in_backward, "the same in BPTT")                                                           \
   X(packed_weights_stale, "frozen(): one packed weight is not the one that was given")                           \
   X(tail_lane_lost, "a vector that is not full is stored without its last lane")                                 \
+  X(whole_vector_read, "of a vector that is not full the last lane is read, too, and dropped")                   \
+  X(whole_vector_written, "the lane behind a vector that is not full is written, with what it held")             \
+  X(whole_panel_read, "of a panel that is not full the last weight is read, too, and dropped")                   \
+  X(refused_memory_leaks, "a workspace that is refused leaves a block behind")                                   \
+  X(written_before_memory_is_there, "h_n is written before the workspace is there")                              \
   X(sum_block_skipped, "the canonical sum lacks its second block")                                               \
   X(short_call_block_repeated, "weights not packed ahead: each block of the sum takes the row's first elements") \
   X(sum_in_one_chain, "a sum is one chain: right, but less accurate")                                            \

@@ -10,6 +10,7 @@ FN void for_each_vector(index columns, Visit visit) {
 
 template <class T>
 FN typename Vec<T>::V load_lanes(const T* p, index n) {
+  if (fault(Fault::whole_vector_read)) (void)static_cast<const volatile T*>(p)[Vec<T>::lanes - 1];
   return n == Vec<T>::lanes ? Vec<T>::load(p) : Vec<T>::load_part(p, n);
 }
 
@@ -19,6 +20,7 @@ FN void store_lanes(T* p, typename Vec<T>::V v, index n) {
     Vec<T>::store(p, v);
   } else {
     Vec<T>::store_part(p, v, fault(Fault::tail_lane_lost) ? n - 1 : n);
+    if (fault(Fault::whole_vector_written)) static_cast<volatile T*>(p)[n] = static_cast<volatile T*>(p)[n];
   }
 }
 

@@ -93,6 +93,9 @@ FN void transpose(const T* from, index from_row, T* to, index to_row) {
 template <class T>
 FN void pack_panel(T* panel, const T* source, index terms, index terms_stride, index valid, index outputs_stride,
                    index width) {
+  if (fault(Fault::whole_panel_read) && terms > 0) {
+    (void)static_cast<const volatile T*>(source)[(terms - 1) * terms_stride + (width - 1) * outputs_stride];
+  }
   if (outputs_stride == 1) {
     for (index s = 0; s < terms; ++s) {
       const T* from = source + s * terms_stride;

@@ -58,6 +58,7 @@ public:
     const index lines = checked_product(most_block_rows, threads_);
     const auto x_rows = memory_.take<T>(p_.x.unit != 1 ? checked_product(lines, n.I) : 0);
     const auto masked = memory_.take<T>(p_.options.recurrent_mask ? checked_product(lines, n.H) : 0);
+    if (fault(Fault::written_before_memory_is_there)) p_.h_n.data[0] = T(0);
     memory_.allocate();
 
     w_ih_ = Weights<T>{packed ? packed->w_ih : nullptr, p_.w_ih.data, p_.w_ih.unit, p_.w_ih.row};

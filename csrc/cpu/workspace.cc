@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <limits>
 
+#include "faults.h"
+
 namespace fastrnn {
 
 OutOfMemory::OutOfMemory(const std::string& bytes)
@@ -27,6 +29,7 @@ index Workspace::reserve(index bytes) {
 
 void Workspace::allocate() {
   memory_ = static_cast<unsigned char*>(std::malloc(static_cast<std::size_t>(size_ + alignment)));
+  if (!memory_ && fault(Fault::refused_memory_leaks)) base_ = static_cast<unsigned char*>(std::malloc(64));
   if (!memory_) throw OutOfMemory(std::to_string(size_));
   const auto address = reinterpret_cast<std::uintptr_t>(memory_);
   base_ = memory_ + (alignment - static_cast<index>(address % alignment)) % alignment;

@@ -17,6 +17,9 @@ from .options import NEEDS, Array, RnnGradients, RnnOptions, empty
 
 native: Any = import_module("fastrnn._fastrnn_cpu")
 pack_weights = native.pack_weights
+# One call on dense torch tensors of one dtype, whose sizes the caller has checked; None where one of them is not dense.
+forward_tensors = native.forward_tensors
+backward_tensors = native.backward_tensors
 
 
 def _rare(options: RnnOptions) -> dict[str, Any]:

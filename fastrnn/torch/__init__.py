@@ -1,4 +1,5 @@
-"""fastrnn for PyTorch: RNN in place of torch.nn.RNN, with its parameters, results, errors and gradients.
+"""fastrnn for PyTorch: RNN and RNNCell in place of torch.nn's, with their parameters, results, errors and gradients;
+accelerate puts them into a model that is there already.
 
 Reachable as fastrnn.torch after `import fastrnn`, which does not import PyTorch: the first use of fastrnn.torch does.
 """
@@ -8,6 +9,8 @@ try:
 except ImportError as error:
     raise ImportError("fastrnn.torch: expected PyTorch to be installed: pip install 'fastrnn[torch]'") from error
 
+from .accelerate import Report, accelerate, restore
+from .cell import RNNCell
 from .layer import RNN
 
-__all__ = ["RNN"]
+__all__ = ["RNN", "RNNCell", "Report", "accelerate", "restore"]

@@ -30,8 +30,10 @@ def rnn_layer(
     are w_ih, w_hh and, unless there are no biases, b_ih, b_hh of each direction. Everything is of one dtype, on the
     CPU, and fits; autograd sees nothing.
     """
-    run = cast(Implementation, dispatch.backend()).rnn_forward
     D, each = len(options), len(weights) // len(options)
+    if D == 1 and (found := _layer_of_tensors(x, h_0, options[0], *weights)) is not None:
+        return found
+    run = cast(Implementation, dispatch.backend()).rnn_forward
     x_, h_0_, arrays = _arrays(x, h_0, *weights)
     token = override.set(torch.get_num_threads())
     try:
@@ -52,6 +54,34 @@ def rnn_layer(
     finally:
         override.reset(token)
     return torch.from_numpy(output), torch.from_numpy(h_n)
+
+
+def _sizes(x: Tensor, options: RnnOptions) -> tuple[int, ...] | None:
+    """T, B, I where the rows are plain or one packed step, and there is no other option."""
+    if options.plain:
+        return x.shape
+    sizes = options.batch_sizes
+    if sizes is None or len(sizes) != 1 or not (options.lengths is options.reset is None):
+        return None
+    return (1, *x.shape)
+
+
+def _layer_of_tensors(
+    x: Tensor, h_0: Tensor | None, options: RnnOptions, w_ih: Tensor, w_hh: Tensor, *biases: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """rnn_layer for one direction, without NumPy's views, which take longer than a short call; None: not possible."""
+    run = getattr(dispatch.backend(), "forward_tensors", None)
+    sizes = None if run is None else _sizes(x, options)
+    if run is None or sizes is None:
+        return None
+    b_ih, b_hh = biases or (None, None)
+    relu, wide = options.nonlinearity == "relu", x.dtype is torch.float64
+    H, threads = w_hh.shape[0], torch.get_num_threads()
+    arrays = run(x, h_0, w_ih, w_hh, b_ih, b_hh, *sizes, H, wide, relu, options.reverse, threads)
+    if arrays is None:
+        return None
+    output = torch.from_numpy(arrays[0] if options.batch_sizes is None else arrays[0][0])
+    return output, torch.from_numpy(arrays[1])
 
 
 class RnnLayer(Function):
@@ -125,8 +155,13 @@ def rnn_layer_backward(
     need_x, need_h_0, _, *need_weights = needed
     if d_output is None and d_h_n is None:
         return (None,) * len(needed)
-    run = cast(Implementation, dispatch.backend()).rnn_backward
     D, each = len(options), len(weights) // len(options)
+    if D == 1:
+        given = d_output, d_h_n, output, x, h_0, weights[0], weights[1]
+        found = _gradients_of_tensors(needed, options[0], *given)
+        if found is not None:
+            return found
+    run = cast(Implementation, dispatch.backend()).rnn_backward
     x_, h_0_, matrices = _arrays(x, h_0, *[w for w in weights if w.dim() == 2])
     output_, d_h_n_, upstream = _arrays(output, d_h_n, *(() if d_output is None else (d_output,)))
     d_output_ = upstream[0] if upstream else None
@@ -139,8 +174,8 @@ def rnn_layer_backward(
         for way, option in enumerate(options):
             first = way * each
             w_ih, w_hh = matrices[2 * way : 2 * way + 2]
-            needed = need_weights[first : first + each]
-            wanted = {"x": need_x, "h_0": need_h_0, "w_ih": needed[0], "w_hh": needed[1], "b": any(needed[2:])}
+            needs = need_weights[first : first + each]
+            wanted = {"x": need_x, "h_0": need_h_0, "w_ih": needs[0], "w_hh": needs[1], "b": any(needs[2:])}
             half = np.s_[..., way * H : (way + 1) * H]
             d = run(
                 None if d_output_ is None else d_output_[half],
@@ -158,12 +193,45 @@ def rnn_layer_backward(
                 d_h_0.append(d.d_h_0)
             d_weights += [d.d_w_ih, d.d_w_hh]
             if each == 4:  # two arrays: whoever gets one may write to it
-                d_b_hh = d.d_b.copy() if d.d_b is not None and all(needed[2:]) else d.d_b
-                d_weights += [d.d_b if needed[2] else None, d_b_hh if needed[3] else None]
+                d_b_hh = d.d_b.copy() if d.d_b is not None and all(needs[2:]) else d.d_b
+                d_weights += [d.d_b if needs[2] else None, d_b_hh if needs[3] else None]
     finally:
         override.reset(token)
     d_states = None if not d_h_0 else d_h_0[0].reshape(1, *d_h_0[0].shape) if D == 1 else np.stack(d_h_0)
     return (_tensor(d_x), _tensor(d_states), None, *map(_tensor, d_weights))
+
+
+def _gradients_of_tensors(
+    needs: Sequence[bool],
+    options: RnnOptions,
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    output: Tensor,
+    x: Tensor,
+    h_0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+) -> tuple[Tensor | None, ...] | None:
+    """What _layer_of_tensors is to rnn_layer."""
+    run = getattr(dispatch.backend(), "backward_tensors", None)
+    sizes = None if run is None else _sizes(x, options)
+    if run is None or sizes is None:
+        return None
+    need_x, need_h_0, _, need_w_ih, need_w_hh, *need_b = needs
+    tensors = d_output, d_h_n, output, x, h_0, w_ih, w_hh
+    wanted = need_x, need_h_0, need_w_ih, need_w_hh, any(need_b)
+    relu, wide = options.nonlinearity == "relu", x.dtype is torch.float64
+    arrays = run(*tensors, *sizes, w_hh.shape[0], wide, *wanted, relu, options.reverse, torch.get_num_threads())
+    if arrays is None:
+        return None
+    d_x, d_h_0, d_w_ih, d_w_hh, d_b = arrays
+    if d_x is not None and options.batch_sizes is not None:
+        d_x = d_x[0]
+    d_biases: list[Array | None] = []
+    if need_b:  # two arrays: whoever gets one may write to it
+        d_b_hh = d_b.copy() if all(need_b) else d_b
+        d_biases = [d_b if need_b[0] else None, d_b_hh if need_b[1] else None]
+    return (_tensor(d_x), _tensor(d_h_0), None, *map(_tensor, (d_w_ih, d_w_hh, *d_biases)))
 
 
 def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Array | None, list[Array]]:

@@ -281,7 +281,7 @@ def last(h: Tensor, otherwise: Tensor | None, o: RnnOptions) -> Tensor:
     """What leaves each row's own last step (B, H); otherwise, or 0, for rows without steps."""
     if o.batch_sizes is not None:
         sizes = torch.as_tensor(o.batch_sizes)
-        rows = torch.arange(int(sizes[0]))
+        rows = torch.arange(int(sizes[0]) if len(sizes) else 0)
         if o.reverse:
             return h[: len(rows)]
         ends = torch.cumsum(sizes, 0)

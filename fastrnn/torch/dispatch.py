@@ -1,4 +1,4 @@
-"""Who computes: a backend of fastrnn, or torch.nn.RNN where none can; the latter is said once for each reason."""
+"""Who computes, and in which dtype: a backend of fastrnn, or torch's own layer where none can, said once a reason."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from .. import _backends
 from .._backends.options import Implementation
 
 PLAIN = (Tensor, Parameter)  # subclasses do as they like
-FLOATS = (torch.float32, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, *HALVES)
+_MIXED = (torch.float32, *HALVES)  # what autocast takes together
+_ALIKE = {dtype: ((dtype,), dtype) for dtype in FLOATS}
 
-_warned: set[str] = set()
+_warned: set[tuple[str, str]] = set()  # layer, reason
 
 
 @cache
-def backend() -> Implementation | str:
-    """The functions of the backend that computes on the CPU, or why torch.nn.RNN does: "" where that was asked for.
+def backend(device: str = "cpu") -> Implementation | str:
+    """The functions of the backend that computes on this kind of device, or why torch's own layer does: "" where that
+    was asked for.
 
     FASTRNN_DISABLE and FASTRNN_BACKEND are read once, at the first forward. Raises ValueError and RuntimeError for
     values that are impossible.
@@ -36,11 +40,21 @@ def backend() -> Implementation | str:
         raise ValueError(f"FASTRNN_DISABLE: expected 0 or 1, got {disable!r}")
     if disable == "1":
         return ""
+    if not any(known.device == device for known in _backends.backends()):
+        return f"for tensors on device {device}"
     if os.environ.get("FASTRNN_BACKEND", "auto") == "auto":
-        fastest, missing = _backends.fastest("cpu")
-        if fastest.name == "numpy":  # slower than torch.nn.RNN
+        fastest, missing = _backends.fastest(device)
+        if not fastest.available or fastest.name == "numpy":  # slower than torch.nn.RNN
             return f"where no fast backend is available ({'; '.join(missing)})"
-    return _backends.get("auto")
+    return _backends.get("auto", device)
+
+
+def arithmetic(dtype: Any) -> tuple[tuple[torch.dtype, ...], Any]:
+    """For an input of this dtype: the dtypes that the other tensors may have, none where torch has to see to it, and
+    that of the results. Where the latter is one of HALVES, float32 is computed in."""
+    if dtype in _MIXED and torch.is_autocast_enabled("cpu"):
+        return _MIXED, torch.get_autocast_dtype("cpu")
+    return _ALIKE.get(dtype, ((), dtype))
 
 
 def surroundings() -> str | None:
@@ -51,8 +65,6 @@ def surroundings() -> str | None:
         return "inside torch.func.functionalize"
     if torch._C._get_tracing_state() is not None:
         return "inside torch.jit.trace"
-    if torch.is_autocast_enabled("cpu"):
-        return "inside autocast"
     return None
 
 
@@ -72,7 +84,7 @@ def watched() -> bool:
 
 
 def about(tensors: Iterable[Any]) -> str:
-    """Why a backend cannot take these tensors, while torch.nn.RNN can."""
+    """Why a backend cannot take these tensors, while torch's own layer can."""
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             continue
@@ -87,13 +99,13 @@ def about(tensors: Iterable[Any]) -> str:
     return "for these arguments"
 
 
-def say_once(why: str) -> None:
-    """Warns that torch.nn.RNN computes; nothing for "", nor for a reason that was given before."""
-    if why and why not in _warned:
-        _warned.add(why)
+def say_once(why: str, layer: str = "RNN") -> None:
+    """Warns that torch.nn's layer computes; nothing for "", nor for a reason that was given before."""
+    if why and (layer, why) not in _warned:
+        _warned.add((layer, why))
         warnings.warn(
-            f"fastrnn.torch.RNN runs at the speed of torch.nn.RNN, which computes {why}. FASTRNN_DISABLE=1 makes it do "
-            "so always, without this warning.",
+            f"fastrnn.torch.{layer} runs at the speed of torch.nn.{layer}, which computes {why}. FASTRNN_DISABLE=1 "
+            "makes it do so always, without this warning.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -38,10 +38,12 @@ class RNN(RNNBase):
     bidirectional=False, device=None, dtype=None). Seeded, it draws the initial values, and in training the dropout,
     that torch.nn.RNN draws. It derives from torch.nn.RNNBase; isinstance(layer, torch.nn.RNN) is False.
 
-    float32 and float64 on the CPU run on fastrnn's kernels. For other dtypes and devices, inside autocast, torch.func
-    transforms, forward-mode differentiation and tracing, and where no backend of fastrnn is fast, torch.nn.RNN's own
-    operators compute, which a RuntimeWarning says once for each reason. FASTRNN_DISABLE=1 makes it so always, without a
-    warning; it is read once, as FASTRNN_BACKEND is.
+    float32, float64, bfloat16 and float16 on the CPU, and what autocast makes of them, run on fastrnn's kernels. The
+    two halves are computed in float32 from end to end: only the results, and the gradients in the dtype of their
+    tensor, are rounded. For other dtypes and devices, inside torch.func transforms, forward-mode differentiation and
+    tracing, and where no backend of fastrnn is fast, torch.nn.RNN's own operators compute, which a RuntimeWarning says
+    once for each reason. FASTRNN_DISABLE=1 makes it so always, without a warning; it is read once, as FASTRNN_BACKEND
+    is.
 
     Numerics: those of fastrnn.rnn_forward and rnn_backward. With "cpp" a row of output, h_n and of the gradients of
     input and hx is the same bits whatever the batch around it and the number of threads, which is
@@ -52,7 +54,7 @@ class RNN(RNNBase):
     again. A change of its values behind autograd's back (output.data, output.numpy()) is not noticed.
 
     Memory: output, which is also all that backward needs of the forward pass; parameters and input are read where they
-    are. Results lie in memory of NumPy's, which resize_ cannot enlarge.
+    are (halves: copies in float32, kept for backward). Results lie in memory of NumPy's, which resize_ cannot enlarge.
 
     torch.compile breaks the graph at this layer, torch.compile(fullgraph=True) raises.
     """
@@ -120,26 +122,29 @@ class RNN(RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         own = _Settings(*_settings(self.__dict__))
-        functions = dispatch.backend()
+        packed = input if isinstance(input, PackedSequence) else None
+        x: Any = input if packed is None else packed.data
+        functions = dispatch.backend() if getattr(x, "is_cpu", True) else dispatch.backend(x.device.type)
         why = functions if isinstance(functions, str) else dispatch.surroundings()
         if why is not None:
             return self._run_stock(input, hx, lengths, reset, why)
         transformed = dispatch.transformed()
         if transformed and dispatch.watched():
             return operators.run(self, input, hx, lengths, reset)
-        packed = input if isinstance(input, PackedSequence) else None
-        x = input if packed is None else packed.data
         try:
             weights = [own.parameters[name] for name in own.names]
         except KeyError:  # a parametrization or the like makes them, as often as torch.nn.RNN has them made
             self._update_flat_weights()
             weights = self._flat_weights
-        if not _fits(own, x, packed, hx, weights):  # torch.nn.RNN says what is wrong, or takes it all the same
+        accepted, result = dispatch.arithmetic(getattr(x, "dtype", None))
+        if not _fits(own, x, packed, hx, weights, accepted):  # torch.nn.RNN says what is wrong, or takes it
             if isinstance(x, Proxy):
                 return cast("tuple[Tensor, Tensor]", operators.as_leaf(self, x, hx, lengths=lengths, reset=reset))
             return self._run_stock(input, hx, lengths, reset, dispatch.about([x, hx, *weights]))
 
-        x = cast(Tensor, x)
+        half = result in dispatch.HALVES
+        if half:
+            x, hx, weights = x.float(), hx if hx is None else hx.float(), [w.float() for w in weights]
         options = _OPTIONS[own.mode, bool(own.bidirectional)]
         single = packed is None and x.dim() == 2
         if packed is not None:
@@ -161,9 +166,11 @@ class RNN(RNNBase):
                 options = tuple([RnnOptions(o.nonlinearity, o.reverse, ends, reset=restarts) for o in options])
 
         output, h_n = _run_layers(own, x, hx, options, weights, transformed)
+        if half:
+            output, h_n = output.to(result), h_n.to(result)
         if packed is not None:
-            result = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-            return result, self.permute_hidden(h_n, packed.unsorted_indices)
+            rows = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+            return rows, self.permute_hidden(h_n, packed.unsorted_indices)
         if single:
             return output.squeeze(1), h_n.squeeze(1)
         return output.transpose(0, 1) if own.batch_first else output, h_n
@@ -200,10 +207,17 @@ class _Settings(NamedTuple):
 _settings = itemgetter(*_Settings._fields[:-2], "_parameters", "_flat_weights_names")
 
 
-def _fits(own: _Settings, x: Any, packed: PackedSequence | None, hx: Any, weights: list[Any]) -> bool:
+def _fits(
+    own: _Settings,
+    x: Any,
+    packed: PackedSequence | None,
+    hx: Any,
+    weights: list[Any],
+    accepted: tuple[torch.dtype, ...],
+) -> bool:
     """True where the kernels can take it all: a few cheap comparisons."""
-    plain, dtype = dispatch.PLAIN, getattr(x, "dtype", None)
-    if type(x) not in plain or dtype not in dispatch.FLOATS or not x.is_cpu or x.layout is not torch.strided:
+    plain = dispatch.PLAIN
+    if type(x) not in plain or x.dtype not in accepted or not x.is_cpu or x.layout is not torch.strided:
         return False
     _, I, H, L, bias, batch_first, _, bidirectional, *_ = own
     shape, D = x.shape, 2 if bidirectional else 1
@@ -217,13 +231,13 @@ def _fits(own: _Settings, x: Any, packed: PackedSequence | None, hx: Any, weight
         states.insert(1, int(packed.batch_sizes[0]))
     if shape[-1] != I or shape[time] == 0 or own.mode not in _NAMES:
         return False
-    if hx is not None and (type(hx) not in plain or hx.dtype is not dtype or not hx.is_cpu or list(hx.shape) != states):
+    if hx is not None and not (type(hx) in plain and hx.dtype in accepted and hx.is_cpu and list(hx.shape) == states):
         return False
     shapes = _shapes(I, H, L, D, bool(bias))
     if len(weights) != len(shapes):
         return False
     for w, wanted in zip(weights, shapes, strict=True):
-        if type(w) not in plain or w.dtype is not dtype or w.shape != wanted or not w.is_cpu:
+        if type(w) not in plain or w.dtype not in accepted or w.shape != wanted or not w.is_cpu:
             return False
     return True
 

@@ -109,7 +109,7 @@ def _check_weights(x: Tensor, weights: list[Tensor], nonlinearity: str, D: int, 
     if forward_ad._current_level >= 0 and not derivatives.below.get():  # torch would go on, with tangents of 0
         raise NotImplementedError("fastrnn's operators: expected no forward mode, which the layer itself has")
     _validate.check_nonlinearity(nonlinearity)
-    if x.dtype not in dispatch.FLOATS:
+    if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}")
     if x.dim() != (3 if sizes is None else 2):
         raise ValueError(f"x: expected (T, B, I), or (N, I) beside batch_sizes, got shape {tuple(x.shape)}")
@@ -345,6 +345,9 @@ def run(
             if value is not None:
                 raise NotImplementedError(f"{name}: expected None where torch.nn.RNN computes, got a tensor")
         return cast("tuple[Tensor, Tensor]", torch.nn.RNN.forward(cast(torch.nn.RNN, layer), input, hx))
+    _, result = dispatch.arithmetic(x.dtype)
+    if result in dispatch.HALVES:
+        x, hx, weights = x.float(), hx if hx is None else hx.float(), [w.float() for w in weights]
     single, sizes = packed is None and x.dim() == 2, None
     if packed is not None:
         if lengths is not None or reset is not None:
@@ -368,6 +371,8 @@ def run(
         )
         states.append(h_n)
     h_n = states[0] if L == 1 else torch.cat(states)
+    if result in dispatch.HALVES:
+        x, h_n = x.to(result), h_n.to(result)
     if packed is not None:
         result = PackedSequence(x, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         return result, layer.permute_hidden(h_n, packed.unsorted_indices)
@@ -378,10 +383,10 @@ def run(
 
 def _fits(layer: RNN, x: Tensor, hx: Tensor | None, packed: PackedSequence | None, weights: list[Tensor]) -> bool:
     """False where torch.nn.RNN has to compute, or to say what is wrong."""
-    everything = [x, *weights] if hx is None else [x, hx, *weights]
-    if not all(t.dtype == x.dtype and t.device.type == "cpu" for t in everything) or x.dtype not in dispatch.FLOATS:
+    everything, (accepted, _) = [x, *weights] if hx is None else [x, hx, *weights], dispatch.arithmetic(x.dtype)
+    if not all(t.dtype in accepted and t.device.type == "cpu" for t in everything):
         return False
-    if stock_computes() or torch.is_autocast_enabled("cpu") or x.shape[-1] != layer.input_size:
+    if stock_computes() or x.shape[-1] != layer.input_size:
         return False
     states = (layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size)
     if packed is not None:

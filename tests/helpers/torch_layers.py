@@ -1,4 +1,4 @@
-"""fastrnn.torch.RNN beside torch.nn.RNN: twins with the same parameters, run alike, and what comes out compared."""
+"""fastrnn.torch beside torch.nn: twins with the same parameters, run alike, and what comes out compared."""
 
 from __future__ import annotations
 
@@ -70,3 +70,44 @@ def assert_close(got: dict[str, Any], want: dict[str, Any], bound: float, what: 
     errors = {name: normalised_error(np.asarray(got[name]), np.asarray(want[name])) for name in want}
     worst = max(errors, key=lambda name: errors[name])
     assert errors[worst] <= bound, f"{what} {worst}: normalised error {errors[worst]:.2e} against torch.nn.RNN"
+
+
+def cell_twins(torch: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """A fastrnn.torch.RNNCell and a torch.nn.RNNCell, drawn from the same seed."""
+    import fastrnn
+
+    made = []
+    for cell in (fastrnn.torch.RNNCell, torch.nn.RNNCell):
+        torch.manual_seed(SEED)
+        made.append(cell(*args, **kwargs))
+    return made[0], made[1]
+
+
+def cell_results(
+    torch: Any, cell: Any, B: int | None, seed: int = 0, hx: bool = True, grad: bool = True
+) -> dict[str, Any]:
+    """The state for random input and hx (one row for B = None), and the gradient of all for a random one of it."""
+    generator = torch.Generator().manual_seed(SEED + seed)
+    dtype, rows = cell.weight_ih.dtype, () if B is None else (B,)
+
+    def normal(n: int) -> Any:
+        return torch.randn(*rows, n, generator=generator).to(dtype)
+
+    x, h, upstream = normal(cell.input_size), normal(cell.hidden_size), normal(cell.hidden_size)
+    leaves = [x.requires_grad_(grad), h.requires_grad_(grad)][: 1 + hx]
+    state = cell(*leaves)
+    found = {"state": state.detach().numpy()}
+    if grad:
+        parameters = dict(cell.named_parameters())
+        gradients = torch.autograd.grad(state, [*leaves, *parameters.values()], upstream)
+        names = [*("d_x", "d_hx")[: 1 + hx], *(f"d_{name}" for name in parameters)]
+        found |= {name: d.numpy() for name, d in zip(names, gradients, strict=True)}
+    return found
+
+
+def outcome(call: Any) -> tuple[str, str]:
+    """Type and text of what is raised or warned of; or repr of what is returned."""
+    try:
+        return "", repr(call())
+    except Exception as error:
+        return type(error).__name__, str(error)

@@ -1,0 +1,82 @@
+// One call of a kernel from Python: the GIL is released where it pays, Ctrl-C is polled, errors become exceptions.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+#include <exception>
+#include <thread>
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
+
+#include "cpu/passes.h"
+#include "rnn.h"
+
+namespace fastrnn {
+
+namespace py = pybind11;
+
+// Ends a call early when Python has a signal to handle. Only Python's main thread handles signals.
+class PythonSignals {
+public:
+  PythonSignals() : control_(PyThread_get_thread_ident() == main_thread ? &PythonSignals::check : nullptr, nullptr) {}
+  CallControl& control() { return control_; }
+  static void remember_main_thread() {  // which need not be this one
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  }
+
+private:
+  static bool check(void*) {
+    py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+  }
+  inline static unsigned long main_thread = 0;
+  CallControl control_;
+};
+
+// While Python exits, taking the GIL back ends a daemon thread, before 3.14 by unwinding: destructors would give up
+// references without the GIL. The thread waits for the process to end instead, as 3.14 has it.
+inline void take_gil(PyThreadState* state) {
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(state);
+  } catch (const abi::__forced_unwind&) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+#else
+  PyEval_RestoreThread(state);
+#endif
+}
+
+// Not py::gil_scoped_release: the unwinding must not start in a destructor.
+template <class Run>
+void without_gil(Run run) {
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    run();
+  } catch (const std::exception&) {
+    take_gil(state);
+    throw;
+  }
+  take_gil(state);
+}
+
+template <class Run>
+void call(double flops, Run run) {
+  PythonSignals signals;
+  if (flops < 1e5) {  // a few microseconds: shorter than handing the GIL over
+    run(signals.control());
+  } else {
+    without_gil([&] { run(signals.control()); });
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+}
+
+inline double flops_of(const Shape& n) {
+  return 2.0 * static_cast<double>(n.T) * static_cast<double>(n.B) * static_cast<double>(n.H) *
+         static_cast<double>(n.I + n.H);
+}
+
+}  // namespace fastrnn
