@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from helpers.compare import normalised_error
-from helpers.processes import output_of, run_python
 from helpers.torch_layers import assert_close, inputs, results, twins
 
 
@@ -314,7 +313,7 @@ def test_concurrent_threads(torch: Any) -> None:
             assert all(map(torch.equal, g, w))
 
 
-# ---- tracing and torch.compile: today's behaviour
+# ---- torch.jit.trace
 
 
 def test_jit_trace(torch: Any, warned: None) -> None:
@@ -326,46 +325,3 @@ def test_jit_trace(torch: Any, warned: None) -> None:
                 warnings.simplefilter("ignore", category)
             traced = torch.jit.trace(ours, (x,), check_trace=False)
             assert normalised_error(traced(2 * x)[0].detach().numpy(), ours(2 * x)[0].detach().numpy()) <= 1e-6
-
-
-COMPILE = """
-import torch, fastrnn
-torch.manual_seed(0)
-
-class Model(torch.nn.Module):
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-        torch.manual_seed(1)
-        self.linear = torch.nn.Linear(7, 3)
-
-    def forward(self, x):
-        output, h_n = self.rnn(2 * x)
-        return self.linear(output + 1).sum() + h_n.sum()
-
-def run(rnn, compiled, **how):
-    model = Model(rnn)
-    loss = (torch.compile(model, backend="aot_eager", **how) if compiled else model)(x)
-    return [loss, *torch.autograd.grad(loss, [x, *model.parameters()])]
-
-x = torch.randn(6, 4, 5, requires_grad=True)
-ours, stock = fastrnn.torch.RNN(5, 7, 2), torch.nn.RNN(5, 7, 2)
-stock.load_state_dict(ours.state_dict())
-"""
-
-
-@pytest.mark.slow
-def test_compile_breaks_the_graph_and_is_right(torch: Any) -> None:
-    code = COMPILE + (
-        "error = max(float((a - b).detach().abs().max() / b.detach().abs().max())"
-        " for a, b in zip(run(ours, True), run(stock, False)))\n"
-        "print(error <= 1e-5, error)"
-    )
-    assert output_of(code, timeout=300).startswith("True")
-
-
-@pytest.mark.slow
-def test_compile_fullgraph_raises(torch: Any) -> None:
-    result = run_python(COMPILE + "run(ours, True, fullgraph=True)", timeout=300)
-    assert "Unsupported" in result.stderr
-    assert "RNN._run" in result.stderr
