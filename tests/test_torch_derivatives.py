@@ -393,3 +393,38 @@ def test_functionalize_runs_on_torch_and_says_so(torch: Any, monkeypatch: pytest
     with pytest.warns(RuntimeWarning, match="functionalize"):
         got = torch.func.functionalize(lambda x: ours(x)[0])(x)
     assert normalised_error(got.detach().numpy(), stock(x)[0].detach().numpy()) <= 1e-6
+
+
+def test_the_cell(torch: Any) -> None:
+    """Second order, forward mode, per-sample gradients and ensembles of fastrnn.torch.RNNCell; torch.fx."""
+    from torch import func
+
+    import fastrnn
+
+    made = []
+    for kind in (fastrnn.torch.RNNCell, torch.nn.RNNCell):
+        torch.manual_seed(2)
+        cell = kind(3, 5, dtype=torch.float64)
+        x, h = torch.randn(2, 3, 4, 3, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
+        weights = parameters(cell)
+
+        def steps(weights: Any, x: Any, h: Any, cell: Any = cell) -> Any:
+            for x_t in x:
+                h = call(cell, weights, x_t, h)
+            return (h**3).sum()
+
+        ours = kind is fastrnn.torch.RNNCell
+        hessian = func.hessian(steps, argnums=1)(weights, x[0], h[0])
+        mapped = func.vmap(func.grad(steps), (None, 0, 0)) if ours else None
+        each = mapped(weights, x, h) if ours else stacked_dicts([func.grad(steps)(weights, x[i], h[i]) for i in (0, 1)])
+        made.append((hessian, each))
+    assert_same(*made)
+    cell = fastrnn.torch.RNNCell(3, 5)
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(cell))
+    assert torch.equal(traced(x[0, 0].float()), cell(x[0, 0].float()))
+
+
+def stacked_dicts(results: Any) -> Any:
+    import torch
+
+    return {name: torch.stack([each[name] for each in results]) for name in results[0]}

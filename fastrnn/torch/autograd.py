@@ -134,7 +134,7 @@ def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[
     from . import derivatives  # which is made of this module
 
     x, h_0, *weights, _ = ctx.saved_tensors  # the tape has no history, and may have been modified
-    output, _ = derivatives.Layer.apply(x, h_0, ctx.options, *weights)
+    output, _ = derivatives.layer(x, h_0, ctx.options, *weights)
     return derivatives.gradients(*upstream, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
 
 

@@ -8,10 +8,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNCellBase
 
 from .._backends.options import NONLINEARITIES, RnnOptions
-from . import autograd, derivatives, dispatch
+from . import autograd, derivatives, dispatch, operators
 
 
 @lru_cache
@@ -70,6 +71,8 @@ class RNNCell(RNNCellBase):
         if torch.compiler.is_compiling():
             return torch.nn.RNNCell.forward(cast(torch.nn.RNNCell, self), input, hx)
         own = self.__dict__
+        if isinstance(cast(Any, input), Proxy):
+            return cast(Tensor, operators.as_leaf(self, input, hx))
         functions = dispatch.backend() if getattr(input, "is_cpu", True) else dispatch.backend(input.device.type)
         why = functions if isinstance(functions, str) else dispatch.surroundings()
         if why is not None:

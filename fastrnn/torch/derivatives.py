@@ -61,12 +61,12 @@ class Layer(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> Any:
-        return mapped_layer(Layer.apply, info.batch_size, in_dims, x, h_0, options, *weights)
+        return mapped_layer(layer, info.batch_size, in_dims, x, h_0, options, *weights)
 
 
 def rnn_layer(x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> tuple[Tensor, Tensor]:
     """Layer. Who modifies output in place does not modify what is saved for backward."""
-    output, h_n = Layer.apply(x, h_0, options, *weights)
+    output, h_n = layer(x, h_0, options, *weights)
     return output.clone(), h_n
 
 
@@ -82,7 +82,8 @@ class Adjoint(Function):
             return _operator("rnn_adjoint", u, u_n, h, w_hh, *how)
         given = [each for each in (u, u_n, h, w_hh) if each is not None]
         if any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
-            return _grads_batched(u, u_n, h, w_hh, options)
+            batched: tuple[Tensor, Tensor] = _grads_batched(u, u_n, h, w_hh, options)
+            return batched
         return adjoint(u, u_n, h, w_hh, in_arrays(options))
 
     @staticmethod
@@ -94,7 +95,8 @@ class Adjoint(Function):
 
     @staticmethod
     def backward(ctx: Any, g_z: Tensor | None, g_0: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *adjoints_adjoint(g_z, g_0, *ctx.saved_tensors, ctx.options), None
+        u, u_n, h, w_hh, d_z = ctx.saved_tensors
+        return *adjoints_adjoint(g_z, g_0, u, u_n, h, w_hh, d_z, ctx.options), None
 
     @staticmethod
     def jvp(
@@ -115,7 +117,7 @@ class Adjoint(Function):
                 carried = _plus(carried, bent @ w_hh)
             if carried is not None:
                 u_dot = _plus(u_dot, entering(carried, None, flipped(o)))
-            d_z_dot, d_h_0_dot = Adjoint.apply(u_dot, u_n_dot, h, w_hh, o)
+            d_z_dot, d_h_0_dot = _adjoint(u_dot, u_n_dot, h, w_hh, o)
             if carried is not None:
                 d_h_0_dot = d_h_0_dot + _first(last(carried, None, flipped(o)), o)
             return _plus(bent, d_z_dot), d_h_0_dot
@@ -124,15 +126,21 @@ class Adjoint(Function):
     def vmap(
         info: Any, in_dims: Any, u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, options: RnnOptions
     ) -> Any:
-        return mapped_adjoint(Adjoint.apply, info.batch_size, in_dims, u, u_n, h, w_hh, options)
+        return mapped_adjoint(_adjoint, info.batch_size, in_dims, u, u_n, h, w_hh, options)
 
 
-def _grads_batched(*args: Any) -> tuple[Tensor, Tensor]:
+layer = cast(Any, Layer.apply)
+_adjoint = cast(Any, Adjoint.apply)
+
+
+def _grads_batched(*args: Any) -> Any:
     """Adjoint inside the vmap, older than torch.func's, of torch.autograd.grad(is_grads_batched=True) and the like."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     mapped = [isinstance(each, Tensor) and torch._C._functorch.is_legacy_batchedtensor(each) for each in args]
-    plain = [torch._remove_batch_dim(each, level, 1, 0) if at else each for each, at in zip(args, mapped, strict=True)]
+    plain: list[Any] = [
+        torch._remove_batch_dim(each, level, 1, 0) if at else each for each, at in zip(args, mapped, strict=True)
+    ]
     V = plain[mapped.index(True)].shape[0]
     results, at = Adjoint.vmap(VmapInfo(V, "error"), tuple(0 if each else None for each in mapped), *plain)
     return tuple(
@@ -167,7 +175,7 @@ def adjoints_adjoint(
     o: RnnOptions,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """The gradients of u, u_n, h and w_hh, for those of d_z and d_h_0."""
-    a, _ = Adjoint.apply(g_z, _first(g_0, o, w_hh.T), h, w_hh.T, flipped(o))
+    a, _ = _adjoint(g_z, _first(g_0, o, w_hh.T), h, w_hh.T, flipped(o))
     d_u = a if u is not None else None
     d_u_n = last(a, g_0, o) if u_n is not None else None
     d_w_hh = _outer(d_z, entering(a, g_0, o))
@@ -200,7 +208,7 @@ def gradients(
         need = needed[3 + way * each : 3 + (way + 1) * each]
         h, state = output.narrow(-1, way * H, H), None if h_0 is None else h_0[way]
         u, u_n = None if d_output is None else d_output.narrow(-1, way * H, H), None if d_h_n is None else d_h_n[way]
-        d_z, d_state = Adjoint.apply(u, u_n, h, w_hh, o)
+        d_z, d_state = _adjoint(u, u_n, h, w_hh, o)
         if needed[0]:
             d_x = _plus(d_x, d_z @ w_ih)
         d_h_0.append(d_state)
@@ -238,7 +246,7 @@ def tangents(
             z_dot = _plus(z_dot, x @ w_ih_dot.T)
         if w_hh_dot is not None:
             z_dot = _plus(z_dot, entering(h, state, o) @ w_hh_dot.T)
-        h_dot, _ = Adjoint.apply(z_dot, _first(state_dot, o, w_hh.T), h, w_hh.T, flipped(o))
+        h_dot, _ = _adjoint(z_dot, _first(state_dot, o, w_hh.T), h, w_hh.T, flipped(o))
         outputs.append(h_dot)
         states.append(last(h_dot, state_dot, o))
     return torch.cat(outputs, -1), torch.stack(states)
@@ -250,7 +258,7 @@ def tangents(
 def flipped(o: RnnOptions) -> RnnOptions:
     """From the last step to the first where o goes from the first to the last: what o hands on from step to step, and
     what its reset stops, goes the opposite way."""
-    reset = o.reset
+    reset: Any = o.reset
     if reset is not None:
         reset = torch.as_tensor(reset)
         none = torch.zeros_like(reset[:1])
@@ -344,7 +352,7 @@ def _outer(rows: Tensor, columns: Tensor) -> Tensor:
     return rows.reshape(-1, rows.shape[-1]).T @ columns.reshape(-1, columns.shape[-1])
 
 
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def _plus(a: Any, b: Any) -> Any:
     return b if a is None else a if b is None else a + b
 
 
@@ -407,7 +415,7 @@ def _repeated(o: RnnOptions, V: int) -> RnnOptions:
 # ---- Between torch and the backends. Here options hold tensors or arrays, as it comes
 
 
-def in_tensors(o: RnnOptions) -> list[Tensor | None]:
+def in_tensors(o: RnnOptions) -> list[Any]:
     return [None if value is None else torch.as_tensor(value) for value in (o.lengths, o.batch_sizes, o.reset)]
 
 
@@ -428,12 +436,12 @@ def _operator(name: str, *args: Any) -> tuple[Tensor, Tensor]:
         below.reset(token)
 
 
-def _primal(value: Tensor | None) -> Tensor | None:
-    return None if value is None else forward_ad.unpack_dual(value).primal
+def _primal(value: Any) -> Any:
+    return None if value is None else cast(Any, forward_ad.unpack_dual)(value).primal
 
 
 def _array(value: Tensor) -> Array:
-    array = _settled(value).resolve_neg().numpy()
+    array: Array = _settled(value).resolve_neg().numpy()
     return array if array.flags.aligned else array.copy()
 
 

@@ -40,23 +40,27 @@ class RNN(RNNBase):
 
     float32, float64, bfloat16 and float16 on the CPU, and what autocast makes of them, run on fastrnn's kernels. The
     two halves are computed in float32 from end to end: only the results, and the gradients in the dtype of their
-    tensor, are rounded. For other dtypes and devices, inside torch.func transforms, forward-mode differentiation and
-    tracing, and where no backend of fastrnn is fast, torch.nn.RNN's own operators compute, which a RuntimeWarning says
-    once for each reason. FASTRNN_DISABLE=1 makes it so always, without a warning; it is read once, as FASTRNN_BACKEND
-    is.
+    tensor, are rounded. For other dtypes and devices, inside torch.jit.trace and torch.func.functionalize, and
+    where no backend of fastrnn is fast, torch.nn.RNN's own operators compute, which a RuntimeWarning says once for each
+    reason. FASTRNN_DISABLE=1 makes it so always, without a warning; it is read once, as FASTRNN_BACKEND is.
 
     Numerics: those of fastrnn.rnn_forward and rnn_backward. With "cpp" a row of output, h_n and of the gradients of
     input and hx is the same bits whatever the batch around it and the number of threads, which is
     torch.get_num_threads().
 
-    Derivatives: first order; a second one raises NotImplementedError. The input, hx and the weights must not be
-    modified in place before backward (RuntimeError, as with torch.nn.RNN); the output may be, and is then computed
-    again. A change of its values behind autograd's back (output.data, output.numpy()) is not noticed.
+    Derivatives: of any order, in reverse and forward mode, under torch.func's transforms and in batches, all of them
+    computed by fastrnn's kernels; the first order in reverse mode by one. vmap over the input goes into the batch, to
+    the same bits; over the weights it runs one layer after the other; lengths and reset cannot be mapped. The input,
+    hx and the weights must not be modified in place before backward (RuntimeError, as with torch.nn.RNN); the output
+    may be. A change of its values behind autograd's back (output.data, output.numpy()) is not noticed.
 
     Memory: output, which is also all that backward needs of the forward pass; parameters and input are read where they
     are (halves: copies in float32, kept for backward). Results lie in memory of NumPy's, which resize_ cannot enlarge.
 
-    torch.compile breaks the graph at this layer, torch.compile(fullgraph=True) raises.
+    torch.compile(fullgraph=True), with dynamic shapes too, torch.export and make_fx take the layer as the operator
+    fastrnn::rnn_forward; torch.fx.symbolic_trace keeps it whole; torch.onnx.export makes ONNX's RNN of it. In compiled
+    code forward mode and torch.func.grad raise, and so does the second derivative of compiled code, which AOTAutograd
+    has not; torch.jit.script raises.
     """
 
     __signature__ = inspect.Signature(
@@ -124,6 +128,8 @@ class RNN(RNNBase):
         own = _Settings(*_settings(self.__dict__))
         packed = input if isinstance(input, PackedSequence) else None
         x: Any = input if packed is None else packed.data
+        if isinstance(x, Proxy):
+            return cast("tuple[Tensor, Tensor]", operators.as_leaf(self, x, hx, lengths=lengths, reset=reset))
         functions = dispatch.backend() if getattr(x, "is_cpu", True) else dispatch.backend(x.device.type)
         why = functions if isinstance(functions, str) else dispatch.surroundings()
         if why is not None:
@@ -138,8 +144,6 @@ class RNN(RNNBase):
             weights = self._flat_weights
         accepted, result = dispatch.arithmetic(getattr(x, "dtype", None))
         if not _fits(own, x, packed, hx, weights, accepted):  # torch.nn.RNN says what is wrong, or takes it
-            if isinstance(x, Proxy):
-                return cast("tuple[Tensor, Tensor]", operators.as_leaf(self, x, hx, lengths=lengths, reset=reset))
             return self._run_stock(input, hx, lengths, reset, dispatch.about([x, hx, *weights]))
 
         half = result in dispatch.HALVES

@@ -219,7 +219,9 @@ def _backwards_backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
         # aliases: of values that may be made of one another, each gets its own gradient
-        own = [None if v is None else v.view_as(v) if higher and v.requires_grad else v.detach() for v in saved]
+        own: list[Any] = [
+            None if v is None else v.view_as(v) if higher and v.requires_grad else v.detach() for v in saved
+        ]
         leaves = [v if v.requires_grad else v.requires_grad_() for v in own if v is not None]
         d_output, d_h_n, output, x, h_0, *weights = own
         needed = (*ctx.needed[:2], False, *ctx.needed[2:])
@@ -237,8 +239,10 @@ def _keep_adjoint(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _adjoints_backward(ctx: Any, g_z: Tensor | None, g_0: Tensor | None) -> tuple[Any, ...]:
-    lengths, sizes, reset, *saved = ctx.saved_tensors
-    made = derivatives.adjoints_adjoint(g_z, g_0, *saved, _one_way(*ctx.how, lengths, sizes, reset))
+    lengths, sizes, reset, u, u_n, h, w_hh, d_z = ctx.saved_tensors
+    nonlinearity, reverse = ctx.how
+    options = _one_way(nonlinearity, reverse, lengths, sizes, reset)
+    made = derivatives.adjoints_adjoint(g_z, g_0, u, u_n, h, w_hh, d_z, options)
     return *made, *[None] * 5
 
 
@@ -302,7 +306,7 @@ def _flops_backward(
 
 
 def _flops_adjoint(u: Any, u_n: Any, h: Any, w_hh: Any, *_: Any, **__: Any) -> int:
-    return 2 * prod(h[:-1]) * prod(w_hh)
+    return int(2 * prod(h[:-1]) * prod(w_hh))
 
 
 for _name, _cpu, _fake, _keep, _derivative, _vmap, _flops in (
@@ -328,7 +332,7 @@ for _name, _cpu, _fake, _keep, _derivative, _vmap, _flops in (
 # ---- The layer, of operators
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def stock_computes() -> bool:
     return isinstance(dispatch.backend(), str)
 
@@ -388,7 +392,7 @@ def _fits(layer: RNN, x: Tensor, hx: Tensor | None, packed: PackedSequence | Non
         return False
     if stock_computes() or x.shape[-1] != layer.input_size:
         return False
-    states = (layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size)
+    states: tuple[int, ...] = (layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size)
     if packed is not None:
         return x.dim() == 2 and (hx is None or hx.dim() == 3)
     if x.dim() not in (2, 3):
@@ -429,7 +433,7 @@ def _onnx(
     return output.transpose(1, 2).flatten(2), h_n
 
 
-def as_leaf(layer: RNN, input: Any, *args: Any, **kwargs: Any) -> Any:
+def as_leaf(layer: torch.nn.Module, input: Any, *args: Any, **kwargs: Any) -> Any:
     """The call of a layer in torch.fx.symbolic_trace."""
     path = input.tracer.path_of_module(layer)
     given = {name: value for name, value in kwargs.items() if value is not None}
