@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from helpers.compare import normalised_error
-from helpers.processes import output_of, run_python
 from helpers.torch_layers import assert_close, inputs, results, twins
 
 
@@ -314,67 +313,7 @@ def test_concurrent_threads(torch: Any) -> None:
             assert all(map(torch.equal, g, w))
 
 
-# ---- second order and transforms: today's behaviour
-
-
-def test_a_second_derivative_raises(torch: Any) -> None:
-    """create_graph gives right first derivatives; to differentiate those raises, also where no path through the
-    upstream gradient exists, in which silence would mean zeros."""
-    ours, stock = twins(torch, 5, 7, dtype=torch.float64)
-    x, _, _ = inputs(torch, ours, "batched", 6, 4)
-    (got,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
-    (want,) = torch.autograd.grad(stock(x)[0].sum(), x, create_graph=True)
-    assert normalised_error(got.detach().numpy(), want.detach().numpy()) <= 1e-12
-    with pytest.raises(NotImplementedError, match=r"expected to be differentiated once, .*FASTRNN_DISABLE=1"):
-        (got.pow(2).sum() + ours(x)[0].sum()).backward()
-
-
-@pytest.mark.parametrize("way", ["grad", "jvp", "jacrev", "forward_ad", "make_fx", "export"])
-def test_transforms_are_torchs(torch: Any, warned: None, way: str) -> None:
-    """torch.func and forward-mode derivatives, tracing and export: right, by torch.nn.RNN's operators."""
-    from torch import func
-    from torch.autograd import forward_ad
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    made = []
-    for layer in twins(torch, 5, 7, 2, dtype=torch.float64):
-        x = inputs(torch, layer, "batched", 6, 4)[0].detach()
-        if way == "grad":
-            weights = dict(layer.named_parameters())
-            got = func.grad(lambda w, f=layer, x=x: func.functional_call(f, w, (x,))[0].pow(2).sum())(weights)
-            made.append(list(got.values()))
-        elif way == "jvp":
-            made.append(_quiet_jvp(func, layer, x))
-        elif way == "jacrev":
-            made.append([func.vjp(lambda a, f=layer: f(a)[1], x)[1](torch.ones(2, 4, 7, dtype=torch.float64))[0]])
-        elif way == "forward_ad":
-            with forward_ad.dual_level():
-                output = layer(forward_ad.make_dual(x, torch.ones_like(x)))[0]
-                made.append([forward_ad.unpack_dual(output).tangent])
-        elif way == "make_fx":
-            made.append(_traced(make_fx, layer, x)(2 * x))
-        else:
-            made.append(_quiet_export(torch, layer, x)(2 * x))
-    for got, want in zip(*made, strict=True):
-        assert torch.equal(got.detach(), want.detach())
-
-
-def _traced(make_fx: Any, layer: Any, x: Any) -> Any:
-    return make_fx(lambda a: layer(a))(x)
-
-
-def _quiet_jvp(func: Any, layer: Any, x: Any) -> Any:
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own jit.script
-        return func.jvp(lambda a: layer(a)[0], (x,), (x.cos(),))
-
-
-def _quiet_export(torch: Any, layer: Any, x: Any) -> Any:
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.nn.RNNBase's _flat_weights
-        return torch.export.export(layer, (x,)).module()
+# ---- torch.jit.trace
 
 
 def test_jit_trace(torch: Any, warned: None) -> None:
@@ -386,57 +325,3 @@ def test_jit_trace(torch: Any, warned: None) -> None:
                 warnings.simplefilter("ignore", category)
             traced = torch.jit.trace(ours, (x,), check_trace=False)
             assert normalised_error(traced(2 * x)[0].detach().numpy(), ours(2 * x)[0].detach().numpy()) <= 1e-6
-
-
-def test_vmap_raises(torch: Any, warned: None) -> None:
-    """As for torch.nn.RNN, over the input and over a batch of upstream gradients."""
-    ours, _ = twins(torch, 5, 7)
-    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
-        torch.func.vmap(lambda a: ours(a)[0])(torch.randn(2, 6, 4, 5))
-    x = torch.randn(6, 4, 5).requires_grad_()
-    output, _ = ours(x)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(output, x, torch.randn(2, 6, 4, 7), is_grads_batched=True)
-
-
-COMPILE = """
-import torch, fastrnn
-torch.manual_seed(0)
-
-class Model(torch.nn.Module):
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-        torch.manual_seed(1)
-        self.linear = torch.nn.Linear(7, 3)
-
-    def forward(self, x):
-        output, h_n = self.rnn(2 * x)
-        return self.linear(output + 1).sum() + h_n.sum()
-
-def run(rnn, compiled, **how):
-    model = Model(rnn)
-    loss = (torch.compile(model, backend="aot_eager", **how) if compiled else model)(x)
-    return [loss, *torch.autograd.grad(loss, [x, *model.parameters()])]
-
-x = torch.randn(6, 4, 5, requires_grad=True)
-ours, stock = fastrnn.torch.RNN(5, 7, 2), torch.nn.RNN(5, 7, 2)
-stock.load_state_dict(ours.state_dict())
-"""
-
-
-@pytest.mark.slow
-def test_compile_breaks_the_graph_and_is_right(torch: Any) -> None:
-    code = COMPILE + (
-        "error = max(float((a - b).detach().abs().max() / b.detach().abs().max())"
-        " for a, b in zip(run(ours, True), run(stock, False)))\n"
-        "print(error <= 1e-5, error)"
-    )
-    assert output_of(code, timeout=300).startswith("True")
-
-
-@pytest.mark.slow
-def test_compile_fullgraph_raises(torch: Any) -> None:
-    result = run_python(COMPILE + "run(ours, True, fullgraph=True)", timeout=300)
-    assert "Unsupported" in result.stderr
-    assert "RNN._run" in result.stderr

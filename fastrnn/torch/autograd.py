@@ -5,6 +5,7 @@ The backends get views of the tensors' memory: nothing is copied on the way in o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -120,29 +121,44 @@ apply = super(Function, RnnLayer).apply
 
 
 def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-    if not torch.is_grad_enabled():
-        return _gradients(ctx, d_output, d_h_n)
-    with torch.no_grad():  # create_graph=True
-        gradients = _gradients(ctx, d_output, d_h_n)
-    leaves = [None if d is None else d.requires_grad_() for d in gradients]
-    return cast("tuple[Tensor | None, ...]", cast(Any, _FirstOrderOnly).apply(*leaves))
+    upstream = (d_output, d_h_n)
+    if not (torch.is_grad_enabled() or dispatch.transformed()):
+        x, h_0, *weights, output = ctx.saved_tensors
+        if ctx.witness._version != ctx.version:
+            output, _ = rnn_layer(x, h_0, ctx.options, *weights)
+        try:
+            return rnn_layer_backward(*upstream, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
+        except RuntimeError:  # torch.autograd.grad(is_grads_batched=True) gives tensors without memory
+            if not any(torch._C._functorch.is_legacy_batchedtensor(d) for d in upstream if d is not None):
+                raise
+    from . import derivatives  # which is made of this module
+
+    x, h_0, *weights, _ = ctx.saved_tensors  # the tape has no history, and may have been modified
+    output, _ = derivatives.layer(x, h_0, ctx.options, *weights)
+    return derivatives.gradients(*upstream, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
 
 
 _backward_beside_the_graph = _disable_dynamo(_backward)
 
 
-def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+def rnn_layer_backward(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    output: Tensor,
+    x: Tensor,
+    h_0: Tensor | None,
+    options: tuple[RnnOptions, ...],
+    weights: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, h_0, options (none) and weights: those that are needed."""
-    need_x, need_h_0, _, *need_weights = ctx.needs_input_grad
+    need_x, need_h_0, _, *need_weights = needed
     if d_output is None and d_h_n is None:
-        return (None,) * len(ctx.needs_input_grad)
-    x, h_0, *weights, output = ctx.saved_tensors
-    if ctx.witness._version != ctx.version:
-        output, _ = rnn_layer(x, h_0, ctx.options, *weights)
-    D, each = len(ctx.options), len(weights) // len(ctx.options)
+        return (None,) * len(needed)
+    D, each = len(options), len(weights) // len(options)
     if D == 1:
         given = d_output, d_h_n, output, x, h_0, weights[0], weights[1]
-        found = _gradients_of_tensors(ctx.needs_input_grad, ctx.options[0], *given)
+        found = _gradients_of_tensors(needed, options[0], *given)
         if found is not None:
             return found
     run = cast(Implementation, dispatch.backend()).rnn_backward
@@ -155,11 +171,11 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
     d_weights: list[Array | None] = []
     token = override.set(torch.get_num_threads())
     try:
-        for way, options in enumerate(ctx.options):
+        for way, option in enumerate(options):
             first = way * each
             w_ih, w_hh = matrices[2 * way : 2 * way + 2]
-            needed = need_weights[first : first + each]
-            wanted = {"x": need_x, "h_0": need_h_0, "w_ih": needed[0], "w_hh": needed[1], "b": any(needed[2:])}
+            needs = need_weights[first : first + each]
+            wanted = {"x": need_x, "h_0": need_h_0, "w_ih": needs[0], "w_hh": needs[1], "b": any(needs[2:])}
             half = np.s_[..., way * H : (way + 1) * H]
             d = run(
                 None if d_output_ is None else d_output_[half],
@@ -169,7 +185,7 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
                 None if h_0_ is None else h_0_[way],
                 w_ih,
                 w_hh,
-                options,
+                option,
                 tuple(name for name, need in wanted.items() if need),
             )
             d_x = d.d_x if d_x is None else np.add(d_x, cast(Array, d.d_x), out=d_x)
@@ -177,8 +193,8 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
                 d_h_0.append(d.d_h_0)
             d_weights += [d.d_w_ih, d.d_w_hh]
             if each == 4:  # two arrays: whoever gets one may write to it
-                d_b_hh = d.d_b.copy() if d.d_b is not None and all(needed[2:]) else d.d_b
-                d_weights += [d.d_b if needed[2] else None, d_b_hh if needed[3] else None]
+                d_b_hh = d.d_b.copy() if d.d_b is not None and all(needs[2:]) else d.d_b
+                d_weights += [d.d_b if needs[2] else None, d_b_hh if needs[3] else None]
     finally:
         override.reset(token)
     d_states = None if not d_h_0 else d_h_0[0].reshape(1, *d_h_0[0].shape) if D == 1 else np.stack(d_h_0)
@@ -186,7 +202,7 @@ def _gradients(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple
 
 
 def _gradients_of_tensors(
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
     options: RnnOptions,
     d_output: Tensor | None,
     d_h_n: Tensor | None,
@@ -216,25 +232,6 @@ def _gradients_of_tensors(
         d_b_hh = d_b.copy() if all(need_b) else d_b
         d_biases = [d_b if need_b[0] else None, d_b_hh if need_b[1] else None]
     return (_tensor(d_x), _tensor(d_h_0), None, *map(_tensor, (d_w_ih, d_w_hh, *d_biases)))
-
-
-class _FirstOrderOnly(Function):
-    """Gradients, as they are, whose own differentiation raises: it would silently miss the terms of the RNN."""
-
-    @staticmethod
-    def forward(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return gradients
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        raise NotImplementedError(
-            "fastrnn.torch.RNN: expected to be differentiated once, got a second derivative; torch.nn.RNN has it, and "
-            "so has fastrnn.torch.RNN in a process started with FASTRNN_DISABLE=1"
-        )
 
 
 def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Array | None, list[Array]]:

@@ -8,10 +8,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNCellBase
 
 from .._backends.options import NONLINEARITIES, RnnOptions
-from . import autograd, dispatch
+from . import autograd, derivatives, dispatch, operators
 
 
 @lru_cache
@@ -70,10 +71,15 @@ class RNNCell(RNNCellBase):
         if torch.compiler.is_compiling():
             return torch.nn.RNNCell.forward(cast(torch.nn.RNNCell, self), input, hx)
         own = self.__dict__
+        if isinstance(cast(Any, input), Proxy):
+            return cast(Tensor, operators.as_leaf(self, input, hx))
         functions = dispatch.backend() if getattr(input, "is_cpu", True) else dispatch.backend(input.device.type)
         why = functions if isinstance(functions, str) else dispatch.surroundings()
         if why is not None:
             return self._run_stock(input, hx, why)
+        transformed = dispatch.transformed()
+        if transformed and dispatch.watched():  # as in compiled code
+            return torch.nn.RNNCell.forward(cast(torch.nn.RNNCell, self), input, hx)
         parameters = own["_parameters"]
         try:
             weights = [parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]]
@@ -92,7 +98,7 @@ class RNNCell(RNNCellBase):
             input.requires_grad or (hx is not None and hx.requires_grad) or any(w.requires_grad for w in weights)
         )
         half = result in dispatch.HALVES
-        if not (differentiate or half):
+        if not (differentiate or half or transformed):
             state = _state(functions, input, hx, nonlinearity, *weights)
             if state is not None:
                 return state
@@ -105,7 +111,7 @@ class RNNCell(RNNCellBase):
             x, h = x.unsqueeze(0), h if h is None else h.unsqueeze(0)
         if h is not None:
             h = h.unsqueeze(0)  # one layer
-        run = autograd.apply if differentiate else autograd.rnn_layer
+        run = derivatives.rnn_layer if transformed else autograd.apply if differentiate else autograd.rnn_layer
         state, _ = run(x, h, _options(nonlinearity, x.shape[0]), *weights)
         if half:
             state = state.to(result)

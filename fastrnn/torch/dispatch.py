@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -57,15 +59,28 @@ def arithmetic(dtype: Any) -> tuple[tuple[torch.dtype, ...], Any]:
 
 def surroundings() -> str | None:
     """Why torch's own operators have to be called now, whatever the arguments are; None: no reason."""
-    if torch._C._are_functorch_transforms_active():
-        return "inside a torch.func transform"
-    if forward_ad._current_level >= 0:
-        return "inside forward-mode differentiation"
-    if torch._C._len_torch_dispatch_stack():
-        return "inside a mode that watches torch's operators (torch.export, FlopCounterMode, ...)"
+    if torch._C._are_functorch_transforms_active() and any(
+        interpreter.key() == TransformType.Functionalize for interpreter in retrieve_all_functorch_interpreters()
+    ):
+        return "inside torch.func.functionalize"
     if torch._C._get_tracing_state() is not None:
         return "inside torch.jit.trace"
     return None
+
+
+def transformed() -> bool:
+    """Whether more may be asked for than values and a first derivative: inside a torch.func transform, inside
+    forward-mode differentiation, inside a mode that watches torch's operators (make_fx, FlopCounterMode, ...)."""
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def watched() -> bool:
+    """Where transformed: whether by a mode alone, which then sees fastrnn's operators."""
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def about(tensors: Iterable[Any]) -> str:

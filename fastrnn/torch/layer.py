@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
+from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _validate
 from .._backends.options import Array, RnnOptions
-from . import autograd, dispatch
+from . import autograd, derivatives, dispatch, operators
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 _NAMES = {mode: name for name, mode in _MODES.items()}
@@ -40,23 +40,27 @@ class RNN(RNNBase):
 
     float32, float64, bfloat16 and float16 on the CPU, and what autocast makes of them, run on fastrnn's kernels. The
     two halves are computed in float32 from end to end: only the results, and the gradients in the dtype of their
-    tensor, are rounded. For other dtypes and devices, inside torch.func transforms, forward-mode differentiation and
-    tracing, and where no backend of fastrnn is fast, torch.nn.RNN's own operators compute, which a RuntimeWarning says
-    once for each reason. FASTRNN_DISABLE=1 makes it so always, without a warning; it is read once, as FASTRNN_BACKEND
-    is.
+    tensor, are rounded. For other dtypes and devices, inside torch.jit.trace and torch.func.functionalize, and
+    where no backend of fastrnn is fast, torch.nn.RNN's own operators compute, which a RuntimeWarning says once for each
+    reason. FASTRNN_DISABLE=1 makes it so always, without a warning; it is read once, as FASTRNN_BACKEND is.
 
     Numerics: those of fastrnn.rnn_forward and rnn_backward. With "cpp" a row of output, h_n and of the gradients of
     input and hx is the same bits whatever the batch around it and the number of threads, which is
     torch.get_num_threads().
 
-    Derivatives: first order; a second one raises NotImplementedError. The input, hx and the weights must not be
-    modified in place before backward (RuntimeError, as with torch.nn.RNN); the output may be, and is then computed
-    again. A change of its values behind autograd's back (output.data, output.numpy()) is not noticed.
+    Derivatives: of any order, in reverse and forward mode, under torch.func's transforms and in batches, all of them
+    computed by fastrnn's kernels; the first order in reverse mode by one. vmap over the input goes into the batch, to
+    the same bits; over the weights it runs one layer after the other; lengths and reset cannot be mapped. The input,
+    hx and the weights must not be modified in place before backward (RuntimeError, as with torch.nn.RNN); the output
+    may be. A change of its values behind autograd's back (output.data, output.numpy()) is not noticed.
 
     Memory: output, which is also all that backward needs of the forward pass; parameters and input are read where they
     are (halves: copies in float32, kept for backward). Results lie in memory of NumPy's, which resize_ cannot enlarge.
 
-    torch.compile breaks the graph at this layer, torch.compile(fullgraph=True) raises.
+    torch.compile(fullgraph=True), with dynamic shapes too, torch.export and make_fx take the layer as the operator
+    fastrnn::rnn_forward; torch.fx.symbolic_trace keeps it whole; torch.onnx.export makes ONNX's RNN of it. In compiled
+    code forward mode and torch.func.grad raise, and so does the second derivative of compiled code, which AOTAutograd
+    has not; torch.jit.script raises.
     """
 
     __signature__ = inspect.Signature(
@@ -115,7 +119,7 @@ class RNN(RNNBase):
         computes, which has neither.
         """
         if torch.compiler.is_compiling():
-            return cast("tuple[Tensor, Tensor]", _run_beside_the_graph(self, input, hx, lengths, reset))
+            return operators.run(self, input, hx, lengths, reset)
         return self._run(input, hx, lengths, reset)
 
     def _run(
@@ -124,19 +128,22 @@ class RNN(RNNBase):
         own = _Settings(*_settings(self.__dict__))
         packed = input if isinstance(input, PackedSequence) else None
         x: Any = input if packed is None else packed.data
+        if isinstance(x, Proxy):
+            return cast("tuple[Tensor, Tensor]", operators.as_leaf(self, x, hx, lengths=lengths, reset=reset))
         functions = dispatch.backend() if getattr(x, "is_cpu", True) else dispatch.backend(x.device.type)
         why = functions if isinstance(functions, str) else dispatch.surroundings()
         if why is not None:
             return self._run_stock(input, hx, lengths, reset, why)
+        transformed = dispatch.transformed()
+        if transformed and dispatch.watched():
+            return operators.run(self, input, hx, lengths, reset)
         try:
             weights = [own.parameters[name] for name in own.names]
         except KeyError:  # a parametrization or the like makes them, as often as torch.nn.RNN has them made
             self._update_flat_weights()
             weights = self._flat_weights
         accepted, result = dispatch.arithmetic(getattr(x, "dtype", None))
-        if not _fits(
-            own, x, packed, hx, weights, accepted
-        ):  # torch.nn.RNN says what is wrong, or takes it all the same
+        if not _fits(own, x, packed, hx, weights, accepted):  # torch.nn.RNN says what is wrong, or takes it
             return self._run_stock(input, hx, lengths, reset, dispatch.about([x, hx, *weights]))
 
         half = result in dispatch.HALVES
@@ -162,7 +169,7 @@ class RNN(RNNBase):
                 restarts = None if reset is None else _reset(reset, x, dims)
                 options = tuple([RnnOptions(o.nonlinearity, o.reverse, ends, reset=restarts) for o in options])
 
-        output, h_n = _run_layers(own, x, hx, options, weights)
+        output, h_n = _run_layers(own, x, hx, options, weights, transformed)
         if half:
             output, h_n = output.to(result), h_n.to(result)
         if packed is not None:
@@ -183,9 +190,6 @@ class RNN(RNNBase):
                 )
         dispatch.say_once(why)
         return result
-
-
-_run_beside_the_graph = _disable_dynamo(RNN._run)
 
 
 class _Settings(NamedTuple):
@@ -256,14 +260,19 @@ def _shapes(I: int, H: int, L: int, D: int, bias: bool) -> list[torch.Size]:
 
 
 def _run_layers(
-    own: _Settings, x: Tensor, hx: Tensor | None, options: tuple[RnnOptions, ...], weights: list[Tensor]
+    own: _Settings,
+    x: Tensor,
+    hx: Tensor | None,
+    options: tuple[RnnOptions, ...],
+    weights: list[Tensor],
+    transformed: bool,
 ) -> tuple[Tensor, Tensor]:
     """output (T, B, D * H) or (N, D * H), h_n. As torch.nn.RNN's, what passes between layers is contiguous and
     time-major, so that a seed draws the same dropout."""
     differentiate = torch.is_grad_enabled() and (
         x.requires_grad or (hx is not None and hx.requires_grad) or any(w.requires_grad for w in weights)
     )
-    run = autograd.apply if differentiate else autograd.rnn_layer
+    run = derivatives.rnn_layer if transformed else autograd.apply if differentiate else autograd.rnn_layer
     L = own.num_layers
     if L == 1:
         return run(x, hx, options, *weights)
@@ -283,7 +292,8 @@ def _lengths(value: Any, x: Tensor, single: bool) -> Array:
         raise TypeError(f"lengths: expected torch.Tensor, got {type(value).__name__}")
     if single:
         raise ValueError(f"lengths: expected None for one sequence (T, I), got shape {tuple(value.shape)}")
-    return _validate.sequence_lengths(value.detach().cpu(), x.shape[0], x.shape[1])
+    with torch._C._DisableFuncTorch():  # a transform would wrap what detach and numpy return
+        return _validate.sequence_lengths(value.detach().cpu(), x.shape[0], x.shape[1])
 
 
 def _reset(value: Any, x: Tensor, dims: str) -> Array:
@@ -291,7 +301,7 @@ def _reset(value: Any, x: Tensor, dims: str) -> Array:
     if not isinstance(value, Tensor):
         raise TypeError(f"reset: expected torch.Tensor, got {type(value).__name__}")
     T, B = x.shape[:2]
-    array = _validate.exact(
-        "reset", value.detach().cpu(), _validate.BOOL, {"T": (T,), "TB": (T, B), "BT": (B, T)}[dims], dims
-    )
+    shape = {"T": (T,), "TB": (T, B), "BT": (B, T)}[dims]
+    with torch._C._DisableFuncTorch():
+        array = _validate.exact("reset", value.detach().cpu(), _validate.BOOL, shape, dims)
     return np.array(array.T if dims == "BT" else array.reshape(T, B), order="C")
