@@ -102,10 +102,8 @@ def _why_not(module: nn.Module) -> str | None:
     """None: to be swapped; "": nobody would expect it to be."""
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted: accelerate before torch.jit.script" if module.original_name in ("RNN", "RNNCell") else ""
-    if not isinstance(module, tuple(_OURS)):
-        return ""
     if type(module) not in _OURS:
-        return _of_another_class(module)
+        return _of_another_class(module) if isinstance(module, tuple(_OURS)) else ""
     if "forward" in module.__dict__:
         return "its forward was replaced"
     tensors = [*module.parameters(), *module.buffers()]

@@ -59,7 +59,7 @@ def rnn_layer(
 def _sizes(x: Tensor, options: RnnOptions) -> tuple[int, ...] | None:
     """T, B, I where the rows are plain or one packed step, and there is no other option."""
     if options.plain:
-        return x.shape
+        return (*x.shape,)
     sizes = options.batch_sizes
     if sizes is None or len(sizes) != 1 or not (options.lengths is options.reset is None):
         return None
