@@ -163,8 +163,11 @@ def send():
     global sent
     sent = time.perf_counter()
     os.kill(os.getpid(), signal.SIGINT)
-threading.Timer(2, send).start()
-words = "check --op forward --B 1 --I 8 --H 500 --T 400000 --backend"
+import numpy as np, fastrnn
+z = np.zeros((1, 1, 1), np.float32)
+fastrnn.rnn_forward(z, None, z[0], z[0], backend=BACKEND)  # imported and compiled before the clock starts
+threading.Timer(6, send).start()  # the arrays are drawn, NumPy and all; half a minute of steps has begun
+words = "check --op forward --B 1 --I 8 --H 1000 --T 30000 --backend"
 code = fastrnn.cli.main([*words.split(), BACKEND])
 print(code, time.perf_counter() - sent)
 """
@@ -178,4 +181,4 @@ def test_ctrl_c_on_the_command_line(backend: str) -> None:
     code, wait = result.stdout.split()
     assert code == "130"
     assert result.stderr.strip() == "interrupted"
-    assert float(wait) <= 2 * LIMIT, "printing, and what the command had in hand"
+    assert float(wait) <= 1, "seconds, with what the command had in hand, and the printing"
