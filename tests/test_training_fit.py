@@ -112,7 +112,8 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 ENDLESS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with SIGINT ignored
 sys.path.insert(0, {tests!r})
 from test_training_fit import *
 print("ready", flush=True)
