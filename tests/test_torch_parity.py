@@ -123,6 +123,7 @@ def test_arguments_stay_resizable(torch: Any, options: dict[str, Any]) -> None:
     ours, _ = twins(torch, 5, 7, **options)
     x, hx, leaves = inputs(torch, ours, "batched", 6, 4)
     ours(x, hx)[0].sum().backward()
+    torch.autograd.grad(ours(x, hx)[0].sum(), ours.weight_hh_l0, create_graph=True)
     with torch.no_grad():
         ours(x, hx, reset=torch.zeros(x.shape[:2], dtype=torch.bool))
     for tensor in (*leaves, *ours.parameters()):

@@ -236,7 +236,7 @@ def _gradients_of_tensors(
 
 def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Array | None, list[Array]]:
     """The memory of tensors, which require no grad or are used where autograd is off."""
-    arrays = [_array(tensor) for tensor in ((x, *others) if h_0 is None else (x, *others, h_0))]
+    arrays = [array(tensor) for tensor in ((x, *others) if h_0 is None else (x, *others, h_0))]
     return arrays[0], None if h_0 is None else arrays.pop(), arrays[1:]
 
 
@@ -257,9 +257,10 @@ class _Memory:
         }
 
 
-def _array(tensor: Tensor) -> Array:
-    array = np.asarray(_Memory(tensor.resolve_neg()))
-    return array if array.flags.aligned else array.copy()
+def array(tensor: Tensor) -> Array:
+    """A tensor's memory; a copy where it is negated lazily or misaligned."""
+    view = np.asarray(_Memory(tensor.resolve_neg()))
+    return view if view.flags.aligned else view.copy()
 
 
 def _tensor(array: Array | None) -> Tensor | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._functorch.autograd_function import VmapInfo
 from torch.autograd import Function, forward_ad
 
-from .._backends.options import Array, Implementation, RnnOptions
+from .._backends.options import Implementation, RnnOptions
 from .._threads import override
 from . import autograd, dispatch
 
@@ -153,9 +153,9 @@ def adjoint(
 ) -> tuple[Tensor, Tensor]:
     """Adjoint's values. The backend's d_x is d_z where w_ih is 1; nothing that it returns reads x then."""
     run = cast(Implementation, dispatch.backend()).rnn_backward
-    h_, w_hh_ = _array(h), _array(w_hh)
+    h_, w_hh_ = autograd.array(_settled(h)), autograd.array(_settled(w_hh))
     one = np.eye(len(w_hh_), dtype=h_.dtype)
-    u_, u_n_ = (None if t is None else _array(t) for t in (u, u_n))
+    u_, u_n_ = (None if t is None else autograd.array(_settled(t)) for t in (u, u_n))
     token = override.set(torch.get_num_threads())
     try:
         d = run(u_, u_n_, h_, h_, None, one, w_hh_, options, ("x", "h_0"))
@@ -438,11 +438,6 @@ def _operator(name: str, *args: Any) -> tuple[Tensor, Tensor]:
 
 def _primal(value: Any) -> Any:
     return None if value is None else cast(Any, forward_ad.unpack_dual)(value).primal
-
-
-def _array(value: Tensor) -> Array:
-    array: Array = _settled(value).resolve_neg().numpy()
-    return array if array.flags.aligned else array.copy()
 
 
 def _settled(value: Any) -> Any:
