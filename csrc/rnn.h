@@ -2,6 +2,8 @@
 //
 //     h_t = act(w_ih x_t + b_ih + b_hh + w_hh p_t)      p_t = h_{t-1}, or 0 where reset
 //
+// and with leaky units h_t = (1 - alpha) p_t + alpha act(...).
+//
 // Shapes are T (time), B (batch), I (input size), H (hidden size); strides count elements, may be negative or zero.
 // Arrays hold float or double, one type in a call. Outputs never overlap inputs. All sizes are checked and all memory
 // is taken before the first write; a call that throws before that has changed nothing.
@@ -54,6 +56,7 @@ struct RnnOptions {
   const unsigned char* reset = nullptr;      // (T, B): 1 = the state that enters this step is 0
   const T* recurrent_mask = nullptr;         // (B, H): multiplies the state that enters w_hh
   const unsigned char* keep_mask = nullptr;  // (T, B, H): 1 = the unit keeps its previous state
+  Vector<const T> alpha;                     // (H): leaky units; data == nullptr: 1. recurrent_mask is not in the leak
 };
 
 // Test knobs: they choose between paths that must give the same bits.
@@ -71,6 +74,7 @@ struct ForwardProblem {
   Sequence<const T> x;
   Matrix<const T> h_0;  // data == nullptr: zeros
   Matrix<const T> w_ih, w_hh;
+  bool projected = false;      // x is w_ih x already, (T, B, H); I is 0 then, and w_ih is not read
   Vector<const T> b_ih, b_hh;  // data == nullptr: no bias
   Sequence<T> output;          // unit == 1; zero beyond a row's length; the only tape BPTT needs
   Matrix<T> h_n;               // unit == 1; the state after each row's own last step
@@ -86,10 +90,19 @@ struct BackwardProblem {
   Sequence<const T> output, x;
   Matrix<const T> h_0;
   Matrix<const T> w_ih, w_hh;
-  Sequence<T> d_x;           // unit == 1. Of these five: data == nullptr means not needed
-  Matrix<T> d_h_0;           // unit == 1
-  Matrix<T> d_w_ih, d_w_hh;  // unit == 1
-  Vector<T> d_b;             // unit == 1; d_b_ih = d_b_hh = d_b
+  bool projected = false;      // as in ForwardProblem: x and d_x are (T, B, H), d_w_ih is not needed
+  Vector<const T> b_ih, b_hh;  // read with alpha alone
+  Sequence<T> d_x;             // unit == 1. Of these six: data == nullptr means not needed
+  Matrix<T> d_h_0;             // unit == 1
+  Matrix<T> d_w_ih, d_w_hh;    // unit == 1
+  Vector<T> d_b, d_alpha;      // unit == 1; d_b_ih = d_b_hh = d_b; d_alpha with alpha alone
+  // Sums that several calls make together, one for each range of steps, from the last processed range to the first:
+  // d_w_ih, d_w_hh, d_b and d_alpha hold the sums so far and go on from there, and what rounding lost of the two
+  // vectors is in b_lost and alpha_lost (H), for the caller to add at the end. The bits are those of one call where the
+  // ranges but the first consist of whole blocks of the canonical sum: a multiple of gradient_steps(B) steps.
+  bool accumulate = false;
+  T* b_lost = nullptr;
+  T* alpha_lost = nullptr;
   RnnOptions<T> options;
   Tuning tuning;
 };

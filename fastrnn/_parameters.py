@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from . import _backends, _validate
-from ._backends.options import Array, RnnGradients
+from ._backends.options import Array, RnnOptions
 from ._validate import exact
 
 Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None]  # w_ih, w_hh, b_ih, b_hh
 
 _freezing = threading.Lock()
+_T = TypeVar("_T")
 
 
 class Parameters(MutableMapping[str, Array]):
@@ -34,7 +36,7 @@ class Parameters(MutableMapping[str, Array]):
             raise KeyError(f"parameters: expected one of {list(arrays)}, got {name!r}")
         if self._layer._frozen is not None:
             raise ValueError(f"{name}: expected a layer that is not frozen, got an assignment inside frozen()")
-        arrays[name] = exact(name, value, arrays[name].dtype, arrays[name].shape)
+        arrays[name] = exact(name, value, arrays[name].dtype, arrays[name].shape, home=self._layer._home)
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"parameters: expected the names to stay, got the deletion of {name!r}")
@@ -76,6 +78,8 @@ class Layer:
         device: str,
         backend: str,
         seed: Any,
+        alpha: Any,
+        train_alpha: bool,
     ) -> None:
         self.input_size = _validate.integer("input_size", input_size, at_least=0)
         self.hidden_size = _validate.integer("hidden_size", hidden_size, at_least=1)
@@ -83,9 +87,9 @@ class Layer:
         self.nonlinearity = nonlinearity
         self.bias = _validate.boolean("bias", bias)
         self.dtype = _validate.float_dtype("dtype", dtype)
-        if device != "cpu":
-            raise ValueError(f"device: expected 'cpu', the only device that this version computes on, got {device!r}")
-        self.device = "cpu"
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
+        self.device: str = device
         _backends.get(backend, self.device)
         self.backend = backend
         self.grads: dict[str, Array] = {}
@@ -93,6 +97,15 @@ class Layer:
         self._names: list[tuple[str, ...]] = []  # by layer and direction
         self._frozen: _Frozen | None = None
         self._rng = np.random.default_rng(seed)
+        # the array module; an array on the parameters' device, None for the CPU
+        self._xp: Any = np if device == "cpu" else import_module("cupy")
+        self._home: Any = None if device == "cpu" else self._xp.empty(1)
+        if alpha is not None and device != "cpu":
+            raise ValueError("alpha: expected None with device 'cuda', whose backends have no leaky units, got values")
+        self._alpha = None if alpha is None else _validate.proper_leak(alpha, self.dtype, self.hidden_size)
+        self.train_alpha = _validate.boolean("train_alpha", train_alpha)
+        if train_alpha and self._alpha is None:
+            raise ValueError("train_alpha: expected False where alpha is None, got True")
 
     def _create(self, input_size: int, suffix: str = "") -> None:
         """Adds the parameters of one direction of one layer, uniform in +-1 / sqrt(H)."""
@@ -101,9 +114,24 @@ class Layer:
         if self.bias:
             shapes |= {"bias_ih": (H,), "bias_hh": (H,)}
         for name, shape in shapes.items():
-            self._arrays[name + suffix] = self._rng.uniform(-(H**-0.5), H**-0.5, shape).astype(self.dtype)
-            self.grads[name + suffix] = np.zeros(shape, self.dtype)
+            drawn = self._rng.uniform(-(H**-0.5), H**-0.5, shape).astype(self.dtype)
+            self._arrays[name + suffix] = drawn if self.device == "cpu" else self._xp.asarray(drawn)
+            self.grads[name + suffix] = self._xp.zeros(shape, self.dtype)
         self._names.append(tuple(name + suffix for name in shapes))
+
+    def _create_alpha(self) -> None:
+        """Adds alpha to the parameters where it is to be trained; after the others."""
+        if self.train_alpha and self._alpha is not None:
+            self._arrays["alpha"], self.grads["alpha"] = self._alpha, np.zeros_like(self._alpha)
+
+    @property
+    def alpha(self) -> Array | None:
+        """(H), of all layers and directions; may be written in place. None: units that do not leak."""
+        return self._arrays.get("alpha", self._alpha)
+
+    def _leaky(self, options: RnnOptions) -> RnnOptions:
+        alpha = self.alpha
+        return options if alpha is None else replace(options, alpha=alpha)
 
     @property
     def parameters(self) -> Parameters:
@@ -133,7 +161,8 @@ class Layer:
         """Inside `with layer.frozen():` packed weights are kept between calls, and the parameters are read-only.
 
         Calls give the same bits as outside. May be nested and entered by several threads at once. Writing through
-        another view of a parameter's memory goes unnoticed.
+        another view of a parameter's memory goes unnoticed. On a GPU nothing is packed, and CuPy has no read-only
+        arrays.
         """
         with _freezing:
             if self._frozen is None:
@@ -150,7 +179,7 @@ class Layer:
                     _set_writable(frozen.thaw, True)
 
     def _freeze(self) -> _Frozen:
-        thaw = [array for array in self._arrays.values() if array.flags.writeable]
+        thaw = [array for array in self._arrays.values() if self._home is None and array.flags.writeable]
         _set_writable(thaw, False)
         try:
             pack = _backends.get(self.backend, self.device).pack_weights
@@ -160,7 +189,19 @@ class Layer:
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_frozen": None}  # a copy is not frozen: copied arrays are writable
+        # a copy is not frozen: copied arrays are writable
+        return {**self.__dict__, "_frozen": None, "_xp": self._xp.__name__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {"_home": None, "_xp": "numpy", **state}  # older pickles have neither
+        self.__dict__.update(state, _xp=import_module(state["_xp"]))
+
+    def _placed(self, function: Callable[..., _T], *args: Any) -> _T:
+        """function(*args), where new arrays are made where the parameters are."""
+        if self._home is None:
+            return function(*args)
+        with self._home.device:
+            return function(*args)
 
     def _weights(self, k: int) -> Weights:
         w_ih, w_hh, *biases = [self._arrays[name] for name in self._names[k]]
@@ -172,17 +213,23 @@ class Layer:
         return None if frozen is None else frozen.packed[k]
 
     def _needs(self) -> tuple[str, ...]:
-        return ("x", "h_0", "w_ih", "w_hh", "b") if self.bias else ("x", "h_0", "w_ih", "w_hh")
+        needs = ("x", "h_0", "w_ih", "w_hh", "b") if self.bias else ("x", "h_0", "w_ih", "w_hh")
+        return (*needs, "alpha") if self.train_alpha else needs
 
-    def _accumulate(self, k: int, gradients: RnnGradients) -> None:
-        d = gradients
-        for name, gradient in zip(self._names[k], (d.d_w_ih, d.d_w_hh, d.d_b, d.d_b), strict=False):
+    def _accumulate(self, k: int, d_w_ih: Any, d_w_hh: Any, d_b: Any, d_alpha: Any) -> None:
+        for name, gradient in zip(self._names[k], (d_w_ih, d_w_hh, d_b, d_b), strict=False):
             self.grads[name] += gradient
+        if self.train_alpha:
+            self.grads["alpha"] += d_alpha
 
     def _describe(self, *shown: str) -> str:
         words = [str(self.input_size), str(self.hidden_size), *shown]
         if self.nonlinearity != "tanh":
             words.append(f"nonlinearity={self.nonlinearity}")
+        if (alpha := self.alpha) is not None:
+            words.append(f"alpha={alpha[0]:.4g}" if (alpha == alpha[0]).all() else "alpha=(H)")
+        if self.train_alpha:
+            words.append("train_alpha=True")
         return f"{type(self).__name__}({', '.join(words)})"
 
 
@@ -200,12 +247,15 @@ def load_into(arrays: Mapping[str, Array], state_dict: Mapping[str, Any], strict
         array = arrays[name]
         if value.shape != array.shape:
             wrong.append(f"{name}: expected shape {array.shape}, got {value.shape}")
-        elif not array.flags.writeable:
+        elif not getattr(array.flags, "writeable", True):
             wrong.append(f"{name}: expected a writable parameter, got a read-only one, as inside frozen()")
     if wrong:
         raise ValueError("; ".join(wrong))
     for name, value in values.items():
-        np.copyto(arrays[name], value, casting="same_kind")
+        if _validate.gpu(arrays[name]) is None:
+            np.copyto(arrays[name], value, casting="same_kind")
+        else:
+            arrays[name][...] = import_module("cupy").asarray(value.astype(arrays[name].dtype))
     return IncompatibleKeys(missing, unexpected)
 
 
@@ -213,6 +263,8 @@ def _loadable(name: str, value: Any) -> Array:
     """value as an array of any floating dtype; a torch tensor may require grad and live on any device."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().double().numpy()  # double: NumPy has no bfloat16
+    elif _validate.gpu(value) is not None:
+        value = value.get()
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
         kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(f"{name}: expected a floating array or tensor, got {kind}")

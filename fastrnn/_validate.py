@@ -26,16 +26,18 @@ _PLAIN = {(name, reverse): RnnOptions(name, reverse) for name in NONLINEARITIES 
 # ---- Arrays
 
 
-def floats(name: str, value: Any, dims: str, dtype: Any = None) -> Array:
-    """value as an aligned array of one dimension for each letter of dims, of dtype (None: float32 or float64)."""
+def floats(name: str, value: Any, dims: str, dtype: Any = None, home: Any = None) -> Array:
+    """value as an aligned array of one dimension for each letter of dims, of dtype (None: float32 or float64), on the
+    device of home, a CuPy array (None: the CPU)."""
     if (
         type(value) is ndarray
+        and home is None
         and value.ndim == len(dims)
         and (value.dtype is dtype if dtype is not None else value.dtype in FLOATS)
         and value.flags.aligned
     ):
         return value
-    array = _numpy(name, value)
+    array = _numpy(name, value) if home is None else _cupy(name, value, home)
     _check_dtype(name, array, dtype)
     if array.ndim != len(dims):
         raise ValueError(f"{name}: expected {len(dims)} dimensions {_tuple(dims)}, got shape {array.shape}")
@@ -43,11 +45,20 @@ def floats(name: str, value: Any, dims: str, dtype: Any = None) -> Array:
     return array
 
 
-def exact(name: str, value: Any, dtype: Any, shape: tuple[int, ...], dims: Sequence[str] = "") -> Array:
-    """value as an aligned array of exactly this dtype and shape; dims names the axes in the message."""
-    if type(value) is ndarray and value.dtype is dtype and value.shape == shape and value.flags.aligned:
+def exact(
+    name: str, value: Any, dtype: Any, shape: tuple[int, ...], dims: Sequence[str] = "", home: Any = None
+) -> Array:
+    """value as an aligned array of exactly this dtype and shape, on the device of home, a CuPy array (None: the CPU);
+    dims names the axes in the message."""
+    if (
+        type(value) is ndarray
+        and home is None
+        and value.dtype is dtype
+        and value.shape == shape
+        and value.flags.aligned
+    ):
         return value
-    array = _numpy(name, value)
+    array = _numpy(name, value) if home is None else _cupy(name, value, home)
     _check_dtype(name, array, dtype)
     if array.shape != shape:
         wanted = f"{_tuple(dims)} = {shape}" if dims else shape
@@ -56,9 +67,22 @@ def exact(name: str, value: Any, dtype: Any, shape: tuple[int, ...], dims: Seque
     return array
 
 
+def gpu(value: Any) -> Any:
+    """value where it is a CuPy array, else None: the home of a call's arrays."""
+    if type(value) is ndarray:
+        return None
+    cupy = sys.modules.get("cupy")
+    return value if cupy is not None and isinstance(value, cupy.ndarray) else None
+
+
+def device(home: Any) -> str:
+    """The device of a call's arrays, as the registry of backends knows it."""
+    return "cpu" if home is None else "cuda"
+
+
 def like(given: Any, array: Array | None) -> Any:
     """array as the kind of array that was given: a torch tensor on the same memory where that was one."""
-    if array is None or isinstance(given, ndarray):
+    if array is None or isinstance(given, ndarray) or gpu(given) is not None:
         return array
     return sys.modules["torch"].from_numpy(array)
 
@@ -83,6 +107,23 @@ def _numpy(name: str, value: Any) -> Array:
         raise TypeError(f"{name}: expected a tensor that NumPy can share, got {value.dtype}: {error}") from None
 
 
+def _cupy(name: str, value: Any, home: Any) -> Array:
+    if gpu(value) is None:
+        raise TypeError(f"{name}: expected cupy.ndarray on {_place(home)}, got {_kind(value)}")
+    if value.device != home.device:
+        raise TypeError(f"{name}: expected an array on {_place(home)}, got one on {_place(value)}")
+    return cast(Array, value)
+
+
+def _fetched(value: Any) -> Any:
+    """Integers that the host has to know: a CuPy array is waited for."""
+    return value if gpu(value) is None else value.get()
+
+
+def _place(array: Any) -> str:
+    return f"cuda:{array.device.id}"
+
+
 def _check_dtype(name: str, array: Array, dtype: Any) -> None:
     wanted = FLOATS if dtype is None else (dtype,)
     if array.dtype in wanted:
@@ -93,7 +134,7 @@ def _check_dtype(name: str, array: Array, dtype: Any) -> None:
 
 
 def _check_aligned(name: str, array: Array) -> None:
-    if not array.flags.aligned:
+    if not getattr(array.flags, "aligned", True):  # CuPy's are
         raise ValueError(
             f"{name}: expected data aligned to {array.itemsize} bytes, got misaligned data; pass {name}.copy()"
         )
@@ -115,24 +156,34 @@ def _tuple(dims: Sequence[str]) -> str:
 
 def problem(
     x: Any, h_0: Any, w_ih: Any, w_hh: Any, batch_sizes: Any
-) -> tuple[Array, Array | None, Array, Array, Array | None, int]:
-    """What rnn_forward and rnn_backward share, as arrays that fit together, and B."""
-    x = floats("x", x, "TBI" if batch_sizes is None else "NI")
+) -> tuple[Array, Array | None, Array | None, Array, Array | None, int]:
+    """What rnn_forward and rnn_backward share, as arrays that fit together, and B; w_ih=None: x is projected."""
+    home = gpu(x)
+    x = floats("x", x, "TBI" if batch_sizes is None else "NI", home=home)
     dtype, shape = x.dtype, x.shape
     if batch_sizes is None:
         B = shape[1]
     else:
-        batch_sizes = packed_sizes(batch_sizes, x)
+        batch_sizes = packed_sizes(batch_sizes if home is None else _fetched(batch_sizes), x)
         B = int(batch_sizes[0]) if len(batch_sizes) else 0
-    w_ih = floats("w_ih", w_ih, "HI", dtype)
-    H, I = w_ih.shape
-    if shape[-1] != I:
-        raise ValueError(f"w_ih: expected shape (H, I) = ({H}, {shape[-1]}) for x {shape}, got {w_ih.shape}")
-    if H == 0:
-        raise ValueError(f"w_ih: expected a hidden size H of at least 1, got shape {w_ih.shape}")
-    w_hh = exact("w_hh", w_hh, dtype, (H, H), "HH")
+    if w_ih is None:
+        if home is not None:
+            raise ValueError("w_ih: expected an array for CuPy arrays, whose backends project x themselves, got None")
+        H = len(floats("w_hh", w_hh, "HH", dtype))
+        if H == 0:
+            raise ValueError(f"w_hh: expected a hidden size H of at least 1, got shape {w_hh.shape}")
+        if shape[-1] != H:
+            raise ValueError(f"x: expected a last axis of H = {H}, as w_hh has, where w_ih is None, got shape {shape}")
+    else:
+        w_ih = floats("w_ih", w_ih, "HI", dtype, home)
+        H, I = w_ih.shape
+        if shape[-1] != I:
+            raise ValueError(f"w_ih: expected shape (H, I) = ({H}, {shape[-1]}) for x {shape}, got {w_ih.shape}")
+        if H == 0:
+            raise ValueError(f"w_ih: expected a hidden size H of at least 1, got shape {w_ih.shape}")
+    w_hh = exact("w_hh", w_hh, dtype, (H, H), "HH", home)
     if h_0 is not None:
-        h_0 = exact("h_0", h_0, dtype, (B, H), "BH")
+        h_0 = exact("h_0", h_0, dtype, (B, H), "BH", home)
     return x, h_0, w_ih, w_hh, batch_sizes, B
 
 
@@ -181,25 +232,51 @@ def options(
     reset: Any = None,
     recurrent_mask: Any = None,
     keep_mask: Any = None,
+    alpha: Any = None,
 ) -> RnnOptions:
     """The options of one call; batch_sizes is checked already."""
     if type(reverse) is not bool:
         raise TypeError(f"reverse: expected bool, got {_kind(reverse)}")
     check_nonlinearity(nonlinearity)
-    if lengths is batch_sizes is reset is recurrent_mask is keep_mask is None:
+    if lengths is batch_sizes is reset is recurrent_mask is keep_mask is alpha is None:
         return _PLAIN[nonlinearity, reverse]
     lead, dims = (x.shape[:1], "N") if batch_sizes is not None else (x.shape[:2], "TB")
     if lengths is not None:
         if batch_sizes is not None:
             raise ValueError(f"lengths: expected None where batch_sizes is given, got {_kind(lengths)}")
-        lengths = sequence_lengths(lengths, x.shape[0], B)
+        lengths = sequence_lengths(lengths if gpu(x) is None else _fetched(lengths), x.shape[0], B)
     if reset is not None:
-        reset = exact("reset", reset, BOOL, lead, dims)
+        reset = exact("reset", reset, BOOL, lead, dims, gpu(x))
     if recurrent_mask is not None:
-        recurrent_mask = exact("recurrent_mask", recurrent_mask, x.dtype, (B, H), "BH")
+        recurrent_mask = exact("recurrent_mask", recurrent_mask, x.dtype, (B, H), "BH", gpu(x))
     if keep_mask is not None:
-        keep_mask = exact("keep_mask", keep_mask, BOOL, (*lead, H), dims + "H")
-    return RnnOptions(nonlinearity, reverse, lengths, batch_sizes, reset, recurrent_mask, keep_mask)
+        keep_mask = exact("keep_mask", keep_mask, BOOL, (*lead, H), dims + "H", gpu(x))
+    if alpha is not None:
+        if gpu(x) is not None:
+            raise ValueError("alpha: expected None for CuPy arrays, whose backends have no leaky units, got values")
+        alpha = leak(alpha, x.dtype, H)
+    return RnnOptions(nonlinearity, reverse, lengths, batch_sizes, reset, recurrent_mask, keep_mask, alpha)
+
+
+def leak(value: Any, dtype: Any, H: int) -> Array:
+    """alpha, a number or an array (H), as a finite array (H)."""
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        with np.errstate(over="ignore"):
+            array = np.broadcast_to(dtype.type(value), (H,))
+    else:
+        array = exact("alpha", value, dtype, (H,), "H")
+    if not np.isfinite(array).all():
+        raise ValueError(f"alpha: expected finite values, got {array[~np.isfinite(array)][0]}")
+    return array
+
+
+def proper_leak(value: Any, dtype: Any, H: int) -> Array:
+    """alpha as a layer takes it: a writable copy, each value in (0, 1]."""
+    array = leak(value, dtype, H).copy()
+    wrong = array[(array <= 0) | (array > 1)]
+    if wrong.size:
+        raise ValueError(f"alpha: expected values in (0, 1], got {wrong[0]}")
+    return array
 
 
 def check_nonlinearity(value: Any) -> None:
@@ -209,19 +286,23 @@ def check_nonlinearity(value: Any) -> None:
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {value!r}")
 
 
-def check_needs(needs: Any) -> tuple[str, ...]:
+def check_needs(needs: Any, leaky: bool) -> tuple[str, ...]:
+    if needs is NEEDS:  # the default
+        return tuple(NEEDS)
     if isinstance(needs, str) or not isinstance(needs, Collection):
         raise TypeError(f"needs: expected a tuple of names, got {_kind(needs)}")
+    known = (*NEEDS, "alpha") if leaky else NEEDS
     for name in needs:
-        if name not in NEEDS:
-            raise ValueError(f"needs: expected names among {', '.join(map(repr, NEEDS))}, got {name!r}")
+        if name not in known:
+            raise ValueError(f"needs: expected names among {', '.join(map(repr, known))}, got {name!r}")
     return tuple(needs)
 
 
 def writable(out: Any, dtype: Any, shape: tuple[int, ...], dims: str, inputs: dict[str, Array | None]) -> Array:
     """out as an array that a kernel may write while it reads the inputs."""
-    array = exact("out", out, dtype, shape, dims)
-    if not array.flags.writeable:
+    home = gpu(inputs["x"])
+    array = exact("out", out, dtype, shape, dims, home)
+    if home is None and not array.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
     if array.size == 0:
         return array
@@ -229,8 +310,9 @@ def writable(out: Any, dtype: Any, shape: tuple[int, ...], dims: str, inputs: di
         raise ValueError(f"out: expected a contiguous last axis, got a stride of {array.strides[-1]} bytes")
     if _overlaps_itself(array):
         raise ValueError(f"out: expected elements that do not share memory, got strides {array.strides}")
+    may_share = np.may_share_memory if home is None else sys.modules["cupy"].may_share_memory
     for name, other in inputs.items():
-        if other is not None and np.may_share_memory(array, other) and _shares_memory(array, other):
+        if other is not None and may_share(array, other) and _shares_memory(array, other):
             raise ValueError(f"out: expected memory of its own, got memory that overlaps {name}")
     return array
 
@@ -247,6 +329,8 @@ def _overlaps_itself(array: Array) -> bool:
 
 
 def _shares_memory(a: Array, b: Array) -> bool:
+    if gpu(a) is not None:
+        return bool(sys.modules["cupy"].shares_memory(a, b))
     try:
         return np.shares_memory(a, b, max_work=cast(Any, 1_000_000))
     except RuntimeError:  # numpy's TooHardError: in doubt they do

@@ -10,7 +10,9 @@ FASTRNN_SEED=n                shifts every random case
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +145,15 @@ def torch() -> Any:
 
 
 @pytest.fixture
+def own_route(torch: Any) -> Iterator[None]:
+    """A warning that torch.nn.RNN computes is an error, torch's own are not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="fastrnn.torch")
+        yield
+
+
+@pytest.fixture
 def default_threads() -> Iterator[None]:
     """Puts the number of threads back."""
     import fastrnn
@@ -150,3 +161,12 @@ def default_threads() -> Iterator[None]:
     before = fastrnn.get_num_threads()
     yield
     fastrnn.set_num_threads(before)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Reference counts alone free memory."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -60,15 +60,17 @@ def calls():
         yield "forward, " + name, forward, [output, h_n]
         yield "backward, " + name, backward, gradients
         yield "functional, " + name, functional, []
-    rnn = fastrnn.RNN(5, 9, num_layers=2, bidirectional=True, backend="cpp", seed=0)
+    leaky = {"alpha": 0.5, "train_alpha": True}
+    rnns = [fastrnn.RNN(5, 9, num_layers=2, bidirectional=True, backend="cpp", seed=0, **o) for o in ({}, leaky)]
     cell = fastrnn.RNNCell(5, 9, backend="cpp", seed=0)
     x = np.ones((4, 3, 5), np.float32)
-    def layer():
+    def layer(rnn):
         for d in rnn.grads.values(): d[...] = 0
         output, h_n, backward = rnn.forward_train(x)
         backward(output, h_n)
         with rnn.frozen(): return [rnn(x)[0], cell(x[0]), *(d.copy() for d in rnn.grads.values())]
-    yield "layer", layer, []
+    yield "layer", lambda: layer(rnns[0]), []
+    yield "leaky layer", lambda: layer(rnns[1]), []
 
 def bits(arrays): return [a.tobytes() for a in arrays]
 
@@ -122,7 +124,7 @@ def test_whichever_allocation_fails_nothing_is_lost(shim: str) -> None:
 
     head = f"import sys\nsys.path.insert(0, {str(HELPERS.parent)!r})\n"
     report = json.loads(output_of(head + CODE, timeout=300, LD_PRELOAD=shim))
-    assert len(report) == 13
+    assert len(report) == 14
     for name, (count, grown, messages) in report.items():
         assert count >= 1, f"{name}: no allocation was refused"
         assert grown < 1, f"{name}: {grown} blocks are left behind by {count} refused allocations"

@@ -53,23 +53,26 @@ def test_public_signatures_are_the_designs() -> None:
     """What the design fixes, plus keyword-only additions between its own keywords."""
     assert _signature(fastrnn.RNN) == (
         "(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0, "
-        "bidirectional=False, *, dtype='float32', device='cpu', backend='auto', seed=None)"
+        "bidirectional=False, *, dtype='float32', device='cpu', backend='auto', seed=None, alpha=None, "
+        "train_alpha=False, recurrent_dropout=0.0, input_dropout=0.0, zoneout=0.0)"
     )
-    assert _signature(fastrnn.RNN.__call__) == "(self, x, h_0=None, lengths=None)"
-    assert _signature(fastrnn.RNN.forward_train) == "(self, x, h_0=None, lengths=None)"
+    call = "(self, x, h_0=None, lengths=None, *, reset=None, return_all_layers=False)"
+    assert _signature(fastrnn.RNN.__call__) == call
+    train = "(self, x, h_0=None, lengths=None, *, reset=None, checkpoint_every=None)"
+    assert _signature(fastrnn.RNN.forward_train) == train
     forward = inspect.signature(fastrnn.rnn_forward).parameters
     positional = [(p.name, p.default) for p in forward.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     empty = inspect.Parameter.empty
     assert positional == [(n, empty) for n in ("x", "h_0", "w_ih", "w_hh")] + [("b_ih", None), ("b_hh", None)]
     keywords = {p.name: p.default for p in forward.values() if p.kind is p.KEYWORD_ONLY}
     shared = {"nonlinearity": "tanh", "lengths": None, "reverse": False, "backend": "auto"}
-    options = dict.fromkeys(("batch_sizes", "reset", "recurrent_mask", "keep_mask"))
+    options = dict.fromkeys(("batch_sizes", "reset", "recurrent_mask", "keep_mask", "alpha"))
     assert keywords == {**shared, **options, "out": None}
     backward = inspect.signature(fastrnn.rnn_backward).parameters
     positional = [(p.name, p.default) for p in backward.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == [(n, empty) for n in ("d_output", "d_h_n", "output", "x", "h_0", "w_ih", "w_hh")]
     keywords = {p.name: p.default for p in backward.values() if p.kind is p.KEYWORD_ONLY}
-    assert keywords == {**shared, **options, "needs": NEEDS}
+    assert keywords == {**shared, **options, "b_ih": ..., "b_hh": ..., "needs": NEEDS}
 
 
 def test_public_names() -> None:
@@ -108,10 +111,11 @@ def test_gradients_are_a_named_tuple(backend: str) -> None:
 
 def test_backends_tell_what_they_are() -> None:
     records = fastrnn.backends()
-    assert [(r.name, r.device) for r in records] == [("cpp", "cpu"), ("numba", "cpu"), ("numpy", "cpu")]
+    on_cpu, on_gpu = [("cpp", "cpu"), ("numba", "cpu"), ("numpy", "cpu")], [("cuda", "cuda"), ("cupy", "cuda")]
+    assert [(r.name, r.device) for r in records] == on_cpu + on_gpu
     for record in records:
         assert record.available is True or (record.available is False and record.reason)
-    cpp, numba, numpy = records
+    cpp, numba, numpy, *_ = records
     assert numpy.available
     assert cpp.available == CPP
     assert numba.available == NUMBA
@@ -280,7 +284,7 @@ def test_a_numba_that_cannot_be_imported_is_remembered_with_its_reason(tmp_path:
         + BROKEN
         + (
             "import fastrnn, warnings\n"
-            "print([b.available for b in fastrnn.backends()], 'numba' in sys.modules)\n"
+            "print([b.available for b in fastrnn.backends()][:3], 'numba' in sys.modules)\n"
             "try: fastrnn.RNN(2, 2, backend='numba')(__import__('numpy').ones((1, 1, 2), 'f'))\n"
             "except RuntimeError as error: print(error)\n"
             "print([b.reason for b in fastrnn.backends()][1])\n"
@@ -315,8 +319,8 @@ def test_kernels_compile_where_no_place_is_writable_and_a_long_compilation_is_an
     code = (
         "import logging, numpy as np, fastrnn\n"
         "logging.basicConfig(format='%(name)s %(levelname)s %(message)s')\n"
-        "from fastrnn._backends import numba_kernels\n"
-        "numba_kernels.ANNOUNCE_AFTER = 0.2\n"
+        "from fastrnn._backends import numba_compile\n"
+        "numba_compile.ANNOUNCE_AFTER = 0.2\n"
         "p = np.ones((2, 2, 2), np.float32)\n"
         "print(fastrnn.rnn_forward(p, None, p[0], p[0], backend='numba')[0].tobytes().hex())\n"
     )
@@ -411,7 +415,7 @@ def test_import_loads_nothing_heavy() -> None:
 
 
 def test_import_costs_less_than_50_ms_over_numpy() -> None:
-    """The least of nine processes, since others use the machine too; fastrnn's own modules, numpy imported before."""
-    code = "import time, numpy; t = time.perf_counter(); import fastrnn; print(time.perf_counter() - t)"
+    """CPU time, the least of nine processes, since others use the machine; numpy is imported before."""
+    code = "import time, numpy; t = time.process_time(); import fastrnn; print(time.process_time() - t)"
     seconds = min(float(output_of(code)) for _ in range(9))
     assert seconds < 0.050, f"{1000 * seconds:.1f} ms"

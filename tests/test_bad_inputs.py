@@ -79,10 +79,23 @@ def test_mixed_dtypes_are_refused_by_name(name: str) -> None:
     refuse(fastrnn.rnn_forward, TypeError, name, "float32", "float64", **arguments)
 
 
-@pytest.mark.parametrize("name", ["x", "w_ih", "w_hh"])
+@pytest.mark.parametrize("name", ["x", "w_hh"])
 def test_none_is_refused_where_it_means_nothing(name: str) -> None:
     refuse(fastrnn.rnn_forward, TypeError, name, "None", **{**forward_arguments(), name: None})
     refuse(fastrnn.rnn_backward, TypeError, name, "None", **{**backward_arguments(), name: None})
+
+
+def test_without_w_ih_x_is_as_wide_as_the_state() -> None:
+    for arguments, function in (
+        (forward_arguments(), fastrnn.rnn_forward),
+        (backward_arguments(), fastrnn.rnn_backward),
+    ):
+        a = {**arguments, "w_ih": None}
+        refuse(function, ValueError, "x", "H = 5", "w_ih is None", "(3, 2, 4)", **a)
+        a["x"] = np.zeros((3, 2, 5), F32)
+        refuse(function, ValueError, "w_hh", "(5, 5)", "(5, 6)", **{**a, "w_hh": np.zeros((5, 6), F32)})
+        refuse(function, TypeError, "w_hh", "None", **{**a, "w_hh": None})
+        refuse(function, ValueError, "w_hh", "H", "(0, 0)", **{**a, "w_hh": np.zeros((0, 0), F32)})
 
 
 def test_expected_and_got_shapes_are_both_named() -> None:

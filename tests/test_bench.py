@@ -131,7 +131,7 @@ def test_a_peer_that_is_absent_says_the_line_that_gets_it(name: str, monkeypatch
 
 
 def test_peers_refuse_a_dtype_they_lack() -> None:
-    for name in ("onnxruntime", "onednn"):
+    for name in ("onnxruntime", "onednn", "keras-jax", "keras-torch"):
         with pytest.raises(UnavailableError, match=f"{name} has no float64"):
             peers.require(name, "float64")
 

@@ -20,6 +20,7 @@ pytestmark = [
 CASES = [
     Case(T=3, B=7, I=7, H=9, lengths="ragged", reset=True, keep_mask=True, recurrent_mask=True),
     Case(T=3, B=7, I=33, H=31, reverse=True),
+    Case(T=3, B=7, I=9, H=17, lengths="ragged", reset=True, keep_mask=True, recurrent_mask=True, alpha="unit"),
     Case(T=3, B=7, I=1, H=1, nonlinearity="relu", bias="none", h_0=False),
     Case(T=3, B=7, I=65, H=17, lengths="packed"),
     Case(T=2, B=129, I=15, H=3),  # one unit's gradient tiles, many rows
@@ -59,6 +60,17 @@ def test_nothing_is_touched_beside_an_array(kernel: Kernel, dtype: str, case: Ca
 
     case = replace(case, dtype=dtype)
     compare(kernel, case.build(), end, case.repro("forward", kernel), threads=threads)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "inner_strided"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_nothing_is_touched_beside_x_that_is_projected_already(
+    kernel: Kernel, dtype: str, case: Case, layout: str, end: str
+) -> None:
+    from dataclasses import replace
+
+    p = replace(case, dtype=dtype, I=case.H, layout=layout).build().but(w_ih=None)
+    compare(kernel, p, end, case.repro("forward", kernel))
 
 
 @pytest.mark.native

@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,23 @@ def test_cell_chain_equals_the_layer(backend: str, dtype: str) -> None:
             assert_same_bits(h, output[t].copy(), f"step {t}")
         assert normalised_error(h, output[t]) <= 1e-6
     assert normalised_error(h, h_n[0]) <= 1e-6
+
+
+def test_a_short_step_has_the_bits_of_a_long_one(backend: str, dtype: str) -> None:
+    """cpp takes short steps by a shorter way through the binding: for any strides, for one row, packed or not."""
+    if backend != "cpp":
+        pytest.skip(f"{backend} has one way for all steps")
+    for act, H in itertools.product(("tanh", "relu"), (1, 7, 65)):
+        cell = fastrnn.RNNCell(9, H, nonlinearity=act, dtype=dtype, backend=backend, seed=0)
+        rng, B = np.random.default_rng(H), 2_000_000 // (2 * H * (9 + H)) + 1  # together too long for it
+        x, h = rng.standard_normal((B, 9)).astype(dtype), rng.standard_normal((B, H)).astype(dtype)
+        whole, from_zero = cell(x, h), cell(x)
+        wide, reverse = np.repeat(x[-3:], 2, axis=1)[:, ::2], h[-3:][:, ::-1].copy()[:, ::-1]
+        with cell.frozen() if H == 7 else nullcontext():
+            assert_same_bits(cell(wide, reverse), whole[-3:].copy(), "strides")
+            assert_same_bits(cell(x[-1], h[-1]), whole[-1].copy(), "one row")
+            assert_same_bits(cell(x[-1]), from_zero[-1].copy(), "one row from zero")
+            assert_same_bits(cell(x[-1:]), from_zero[-1:].copy(), "from zero")
 
 
 def test_cell_equals_torch(backend: str, torch: Any) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fastrnn.sentiment import (
     Texts,
     Tokenizer,
     Vocabulary,
+    classifier,
     download_imdb,
     explain,
     hold_out,
@@ -318,6 +320,10 @@ def test_training_resumes_with_the_same_bits(tmp_path: Path, monkeypatch: Any) -
         (lambda m: m.predict(["fine", "?!"]), r"texts\[1\]: expected a text with words in it, got '\?!'"),
         (lambda m: m.evaluate(Texts(["a"], ["odd"])), "data: expected labels among 'neg', 'pos', got 'odd'"),
         (lambda m: explain(m, "a film", "odd"), "label: expected one of 'neg', 'pos', got 'odd'"),
+        (
+            lambda m: SentimentClassifier.train(invented(), replace(SMALL, layers=2), start=m),
+            "start: expected a model with layers 2, got one with 1",
+        ),
         (lambda m: Settings(pool="sum"), "pool: expected one of"),
         (lambda m: Settings(held_out=1.0), "held_out: expected a share between 0 and 1"),
     ],
@@ -325,6 +331,71 @@ def test_training_resumes_with_the_same_bits(tmp_path: Path, monkeypatch: Any) -
 def test_bad_input_is_named(model: SentimentClassifier, call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call(model)
+
+
+def test_training_goes_on_from_another_model(model: SentimentClassifier) -> None:
+    """Its words come first; vectors and RNN are its own before the first step; labels and readout are new."""
+    data = invented(60, ("neg", "neutral", "pos"), seed=1)
+    data.add("more", "sequel sequel", "neutral")
+    before = model.model.state_dict()
+    barely = replace(SMALL, epochs=1, rate=1e-8, held_out=0.01)
+    one = SentimentClassifier.train(data, barely, start=model)
+    V = len(model.vocabulary)
+    assert one.labels == ["neg", "neutral", "pos"]
+    assert one.vocabulary.words[:V] == model.vocabulary.words
+    assert one.vocabulary.words[V:] == ["sequel"]
+    for name, array in one.model.state_dict().items():
+        if not name.startswith("readout"):
+            np.testing.assert_allclose(array[: len(before[name])], before[name], rtol=0, atol=1e-6)
+    for name, array in model.model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name], name)
+    losses = [
+        SentimentClassifier.train(data, replace(SMALL, epochs=2), start=start).history.records[-1]["loss"]
+        for start in (model, None)
+    ]
+    assert losses[0] < 0.9 * losses[1]
+
+
+def test_runs_are_averaged(model: SentimentClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins at the same parameters, with batches of its own; the mean of all is kept unless one was better."""
+    data, settings = invented(60, seed=1), replace(SMALL, epochs=2, rate=0.005)
+    begun: list[dict[str, Any]] = []
+    ends: list[dict[str, Any]] = []
+    trained = classifier.fit
+
+    def recorded(one: Any, *arguments: Any, **keywords: Any) -> Any:
+        begun.append(one.state_dict())
+        history = trained(one, *arguments, **keywords)
+        ends.append(one.state_dict())
+        return history
+
+    alone = SentimentClassifier.train(data, settings, start=model)
+    monkeypatch.setattr(classifier, "fit", recorded)
+    one = SentimentClassifier.train(data, replace(settings, runs=3), start=model, checkpoint=tmp_path / "state")
+    assert sorted(os.listdir(tmp_path)) == ["state", "state.run2", "state.run3"]
+    assert len(begun) == 3
+    for name, array in one.model.state_dict().items():
+        assert np.array_equal(begun[0][name], begun[1][name])
+        assert np.array_equal(ends[0][name], alone.model.state_dict()[name])
+        mean = (ends[0][name].astype(np.float64) + ends[1][name] + ends[2][name]) / 3
+        np.testing.assert_allclose(array, mean, rtol=0, atol=1e-6)
+    assert not np.array_equal(ends[0]["rnn.weight_hh_l0"], ends[1]["rnn.weight_hh_l0"])
+    one.save(tmp_path / "model")
+    assert SentimentClassifier.load(tmp_path / "model").settings.runs == 3
+
+    # Two beginnings whose mean knows nothing: the better run stays
+    states = [{name: k * array for name, array in begun[0].items()} for k in (1.0, -1.0)]
+
+    def opposite(run: int) -> training.History:
+        one.model.load_state_dict(states[run])
+        return training.History([{"score": 0.9 + run / 100, "epoch": 1}], 1)
+
+    one.settings = replace(settings, runs=2)
+    held = training.Sequences([np.array([1, 2]), np.array([3])], np.array([0, 1]))
+    one._train_runs(opposite, held)
+    assert one.history.records[0]["score"] == 0.91
+    for name, array in one.model.state_dict().items():
+        assert np.array_equal(array, states[1][name])
 
 
 def test_two_texts_are_enough() -> None:
@@ -409,6 +480,15 @@ def test_four_commands(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     path.write_bytes(first)
     one = SentimentClassifier.load(path)
     np.testing.assert_array_equal(one.probabilities(["a lovely film"]), two.probabilities(["a lovely film"]))
+
+    more = ["--start", str(path), "--out", str(tmp_path / "n.model")]
+    assert run("train", "--data", str(train), *more, *small, capsys=capsys)[0] == 0
+    code, _, err = run("train", "--data", str(train), *more, capsys=capsys)
+    assert code == 2
+    assert "start: expected a model with embedding_size 64, got one with 8" in err
+    code, _, err = run("train", "--data", str(train), "--start", str(train), "--out", str(path), capsys=capsys)
+    assert code == 2
+    assert "--start: " in err
 
     report = tmp_path / "r.json"
     code, out, _ = run("evaluate", "--data", str(test), "--model", str(path), "--json", str(report), capsys=capsys)

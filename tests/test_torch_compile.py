@@ -290,9 +290,8 @@ def arguments(torch: Any, name: str, kind: str) -> tuple[Any, ...]:
 def test_opcheck(torch: Any, name: str, kind: str) -> None:
     """Schema, registration of the derivative, fake kernel, and the derivative traced with dynamic shapes."""
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    if kind == "packed" and name != "rnn_forward":
-        tests = tests[:3]  # further derivatives of packed rows read batch_sizes
-    torch.library.opcheck(getattr(torch.ops.fastrnn, name), arguments(torch, name, kind), test_utils=tests)
+    given = arguments(torch, name, kind)
+    torch.library.opcheck(getattr(torch.ops.fastrnn, name), given, test_utils=tests)
 
 
 @pytest.mark.parametrize("name", ["rnn_forward", "rnn_backward", "rnn_adjoint"])
@@ -317,7 +316,11 @@ def test_operators_refuse_what_does_not_fit(torch: Any) -> None:
         ((x.long(), h_0, weights, *way), TypeError, "x: expected torch.float32 or torch.float64, got torch.int64"),
         ((x[..., :2], h_0, weights, *way), ValueError, r"weights\[0\]: expected shape \(5, 2\), got \(5, 3\)"),
         ((x, h_0[:, :2], weights, *way), ValueError, r"h_0: expected shape \(2, 3, 5\), got \(2, 2, 5\)"),
-        ((x, h_0, weights[:3], *way), ValueError, "weights: expected w_ih, w_hh and maybe b_ih, b_hh of 2 directions"),
+        (
+            (x, h_0, weights[:3], *way),
+            ValueError,
+            "weights: expected w_ih, w_hh and maybe b_ih, b_hh, and maybe alpha, of 2 directions",
+        ),
         ((x[0], h_0, weights, *way), ValueError, r"x: expected \(T, B, I\)"),
         ((x, h_0, weights, "sine", *way[1:]), ValueError, "nonlinearity: expected 'tanh' or 'relu', got 'sine'"),
         ((x, h_0, weights, *way[:2], way[2] + 9, *way[3:]), ValueError, r"lengths: expected values in 0..T"),

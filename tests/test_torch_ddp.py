@@ -98,3 +98,56 @@ def test_two_processes_equal_one_on_the_joined_batch(torch: Any, tmp_path: Path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("True"), result.stdout
+
+
+TRAIN = """
+import torch
+torch.manual_seed(0)
+torch.set_num_threads(1)
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.RNN(5, 7, batch_first=True)
+        self.head = torch.nn.Linear(7, 3)
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+model = Model()
+
+def batches_of(rank):
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(3):
+        yield torch.randn(4, 9, 5, generator=generator), torch.randint(3, (4,), generator=generator)
+"""
+STEP = """
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+            p.grad = None
+kind = type(model.module.rnn)
+import os
+with open(f"found{os.environ['RANK']}", "w") as file:
+    print(kind.__module__, kind.__name__, [p.sum().item() for p in model.parameters()], file=file)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_the_script_of_the_readme_runs_under_torchrun(torch: Any, tmp_path: Path) -> None:
+    """As it stands there, with a model, data and a loop: fastrnn computes, and both processes end with one model."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this build of PyTorch has no gloo")
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    script = readme.split("# train.py: torchrun --nproc-per-node=2 train.py\n")[1].split("```")[0]
+    (tmp_path / "train.py").write_text(TRAIN + script.replace("    ...\n", STEP))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FASTRNN_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = [(tmp_path / f"found{rank}").read_text() for rank in range(2)]
+    assert found[0] == found[1]
+    assert found[0].startswith("fastrnn.torch.layer RNN [")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers.compare import normalised_error
-from helpers.torch_layers import inputs, twins
+from helpers.torch_layers import inputs, leaves_of, scalar, twins
 
 BOUND = 1e-12
 DEEP = {"num_layers": 2, "bidirectional": True}
@@ -20,12 +20,6 @@ def own_route(torch: Any) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.func.jvp's own jit.script
         yield
-
-
-def leaves_of(value: Any) -> list[Any]:
-    import torch.utils._pytree as pytree
-
-    return [leaf for leaf in pytree.tree_leaves(value) if leaf is not None]
 
 
 def assert_same(got: Any, want: Any, bound: float = BOUND) -> None:
@@ -54,10 +48,6 @@ def call(layer: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
     from torch.func import functional_call
 
     return functional_call(layer, weights, args, kwargs)
-
-
-def scalar(results: Any) -> Any:
-    return (results[0] ** 2).sum() + (results[1] ** 3).sum()
 
 
 # ---- Against finite differences

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.compare import normalised_error, rms
 from helpers.processes import output_of, run_python
-from helpers.torch_layers import assert_close, inputs, results, twins
+from helpers.torch_layers import assert_close, inputs, name_of, results, twins
 
 KINDS = ("batched", "single", "packed_sorted", "packed")
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -25,10 +25,6 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"num_layers": 3, "dropout": 0.5, "nonlinearity": "relu"},
     {"num_layers": 2, "dropout": 1.0},
 )
-
-
-def name_of(options: dict[str, Any]) -> str:
-    return "-".join(f"{k}={v}" for k, v in options.items()) or "plain"
 
 
 @pytest.fixture
@@ -167,9 +163,9 @@ def test_inputs_of_any_strides(torch: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
     class Spy:
         @staticmethod
-        def rnn_forward(*args: Any) -> Any:
+        def rnn_forward(*args: Any, **options: Any) -> Any:
             assert all(a.flags.aligned for a in args[:6])
-            return _backends.get("auto").rnn_forward(*args)
+            return _backends.get("auto").rnn_forward(*args, **options)
 
     monkeypatch.setattr(dispatch, "backend", lambda: Spy)
     ours, _ = twins(torch, 5, 7)
@@ -200,9 +196,9 @@ def test_nothing_is_copied(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Spy:
         @staticmethod
-        def rnn_forward(*args: Any) -> Any:
+        def rnn_forward(*args: Any, **options: Any) -> Any:
             seen["forward"] = [a.ctypes.data for a in args[:6]]
-            output, h_n = real.rnn_forward(*args)
+            output, h_n = real.rnn_forward(*args, **options)
             seen["results"] = [output.ctypes.data, h_n.ctypes.data]
             return output, h_n
 
@@ -341,7 +337,10 @@ def test_the_signature_is_visible(torch: Any) -> None:
     import fastrnn
 
     documented = "(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, "
-    documented += "dropout=0.0, bidirectional=False, device=None, dtype=None)"
+    documented += (
+        "dropout=0.0, bidirectional=False, device=None, dtype=None, *, recurrent_dropout=0.0, input_dropout=0.0, "
+    )
+    documented += "zoneout=0.0, alpha=None)"
     assert str(inspect.signature(fastrnn.torch.RNN)) == documented
     skipped = torch.nn.utils.skip_init(fastrnn.torch.RNN, 5, 7)
     assert skipped.weight_ih_l0.device.type == "cpu"
@@ -474,9 +473,9 @@ def test_threads_are_torchs(torch: Any, monkeypatch: pytest.MonkeyPatch, threads
 
     class Spy:
         @staticmethod
-        def rnn_forward(*args: Any) -> Any:
+        def rnn_forward(*args: Any, **options: Any) -> Any:
             seen.append(fastrnn.get_num_threads())
-            return real.rnn_forward(*args)
+            return real.rnn_forward(*args, **options)
 
         @staticmethod
         def rnn_backward(*args: Any) -> Any:
@@ -540,7 +539,7 @@ def test_without_a_fast_backend_torch_computes_and_says_so(torch: Any) -> None:
     code = """
 import sys, warnings, torch, fastrnn
 from fastrnn import _backends
-for name in {n for d, n in _backends._FILES if n != "numpy"}:
+for name in {n for d, n in _backends._FILES if d == "cpu" and n != "numpy"}:
     sys.modules["fastrnn._backends." + _backends._FILES["cpu", name]] = None
 layer = fastrnn.torch.RNN(5, 7)
 with warnings.catch_warnings(record=True) as caught:

@@ -71,7 +71,7 @@ def test_same_bits_as_through_numpy(
 
 
 def test_what_is_not_dense_is_left_to_numpy(torch: Any) -> None:
-    """Each argument in turn strided, lazily negated, misaligned: no call is made."""
+    """Each argument in turn strided, lazily negated, misaligned, zeros without memory: no call is made."""
     call = functions(torch).forward_tensors
     T, B, I, H = 3, 2, 5, 7
     shapes = {"x": (T, B, I), "h_0": (B, H), "w_ih": (H, I), "w_hh": (H, H), "b_ih": (H,), "b_hh": (H,)}
@@ -80,7 +80,8 @@ def test_what_is_not_dense_is_left_to_numpy(torch: Any) -> None:
     for name, shape in shapes.items():
         bytes_ = np.zeros(4 * int(np.prod(shape)) + 1, np.uint8)
         odd = torch.from_numpy(bytes_[1:].view(np.float32).reshape(shape))
-        for other in (torch.randn(*shape, 2)[..., 0], torch._neg_view(dense[name]), odd):
+        absent = torch._efficientzerotensor(shape)
+        for other in (torch.randn(*shape, 2)[..., 0], torch._neg_view(dense[name]), odd, absent):
             assert call(*(dense | {name: other}).values(), T, B, I, H, False, False, False, 1) is None
 
 
@@ -93,3 +94,18 @@ def test_errors_of_a_tensor_reach_the_caller(torch: Any) -> None:
         call(
             torch.empty(1, 1, 1, device="meta").to_sparse(), None, w, w, None, None, 1, 1, 1, 1, False, False, False, 1
         )
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}], ids=["one call", "through NumPy"])
+def test_a_gradient_of_zeros_without_memory(torch: Any, options: dict[str, Any]) -> None:
+    """As torch's forward mode and derivatives of zero make them: the bits of zeros."""
+    from fastrnn.torch import RNN
+
+    layer, x = RNN(5, 7, **options), torch.randn(3, 2, 5, requires_grad=True)
+    output, h_n = layer(x)
+    d_h_n, found = torch.randn_like(h_n), []
+    for zeros in (torch.zeros, torch._efficientzerotensor):
+        upstream = [zeros(output.shape), d_h_n]
+        found.append(torch.autograd.grad([output, h_n], [x, *layer.parameters()], upstream, retain_graph=True))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

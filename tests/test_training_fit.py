@@ -16,6 +16,7 @@ import pytest
 import fastrnn
 from fastrnn import training
 from fastrnn.training import Adam, Embedding, Linear, SequenceModel, Sequences, fit, softmax_cross_entropy
+from fastrnn.training import checkpoint as checkpoint_file
 
 safetensors = pytest.importorskip("safetensors")
 
@@ -148,18 +149,22 @@ def test_ctrl_c_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == ["state.safetensors"]
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
 def test_a_write_broken_off_leaves_the_file_before(tmp_path: Path, monkeypatch: Any, call: str) -> None:
-    """At the end of the writing the old file is still whole under its name, and an interruption leaves it so."""
+    """The old file is still whole under its name when the new one has been opened and when it has been written, and an
+    interruption then leaves it so, and nothing beside it."""
     path = tmp_path / "state.safetensors"
     training.save_arrays(path, {"a": np.ones(3)}, {"kind": "checkpoint"})
     before, seen = path.read_bytes(), []
 
     def interrupted(*arguments: Any) -> None:
+        if call == "open":
+            open(*arguments).close()
         seen.append(path.read_bytes())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, call, interrupted)
+    where = checkpoint_file if call == "open" else os
+    monkeypatch.setattr(where, call, interrupted, raising=where is os)
     with pytest.raises(KeyboardInterrupt):
         training.save_arrays(path, {"a": np.zeros(9)}, {"kind": "checkpoint"})
     assert seen == [before]

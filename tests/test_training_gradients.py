@@ -153,7 +153,7 @@ def formula(model: SequenceModel, changed: dict[str, Array], x: Array, lengths: 
             problem = SimpleNamespace(
                 x=values, h_0=None, w_ih=get("weight_ih"), w_hh=get("weight_hh"), b_ih=get("bias_ih"),
                 b_hh=get("bias_hh"), recurrent_mask=None, lengths=steps, reverse=bool(suffix), reset=None,
-                keep_mask=None, nonlinearity=model.rnn.nonlinearity,
+                keep_mask=None, alpha=None, nonlinearity=model.rnn.nonlinearity,
             )  # fmt: skip
             output, h_n = oracle.forward(problem, np.complex128)
             halves.append(output)
@@ -172,19 +172,20 @@ def formula(model: SequenceModel, changed: dict[str, Array], x: Array, lengths: 
 
 
 @pytest.mark.parametrize("kind", [None, *POOLINGS])
-@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize(("tokens", "by_token"), [(False, None), (True, False), (True, True)])
 @pytest.mark.parametrize(
     ("layers", "bidirectional", "ragged"), [(1, False, False), (1, True, True), (2, True, False), (2, False, True)]
 )
 def test_model_gradients_equal_complex_step(
-    kind: str | None, tokens: bool, layers: int, bidirectional: bool, ragged: bool
+    kind: str | None, tokens: bool, by_token: bool | None, layers: int, bidirectional: bool, ragged: bool
 ) -> None:
     """Every parameter's gradient, of every pooling, within 1e-13 of its largest element."""
     r, T, B, I, H, K = rng(layers), 5, 4, 3, 4, 2
     rnn = fastrnn.RNN(I, H, layers, bidirectional=bidirectional, dtype="float64", seed=1)
     width = H * (1 + bidirectional) * (2 if kind == "mean+max" else 1)
     embedding = Embedding(7, I, dtype="float64", scale=1.0, seed=2) if tokens else None
-    model = SequenceModel(rnn, Linear(width, K, dtype="float64", seed=3), embedding=embedding, pool=kind)
+    readout = Linear(width, K, dtype="float64", seed=3)
+    model = SequenceModel(rnn, readout, embedding=embedding, pool=kind, by_token=by_token)
     x = r.integers(0, 7, (T, B)) if tokens else r.standard_normal((T, B, I))
     lengths = np.array([5, 0, 3, 1]) if ragged else None
     y, _, backward = model.forward_train(x, lengths)
@@ -200,12 +201,13 @@ def test_model_gradients_equal_complex_step(
     assert not any(gradient.any() for gradient in model.grads.values())
 
 
-def test_dropout_gradients_are_those_of_the_masks_drawn() -> None:
+@pytest.mark.parametrize("by_token", [False, True])
+def test_dropout_gradients_are_those_of_the_masks_drawn(by_token: bool) -> None:
     """With the generator where it was, the same masks: central differences in the direction of the gradient."""
     rnn = fastrnn.RNN(3, 5, 2, dropout=0.4, dtype="float64", seed=1)
     model = SequenceModel(
         rnn, Linear(5, 2, dtype="float64", seed=2), embedding=Embedding(9, 3, dtype="float64", scale=1.0, seed=3),
-        pool="max", dropout=0.5, token_dropout=0.3,
+        pool="max", dropout=0.5, token_dropout=0.3, by_token=by_token,
     )  # fmt: skip
     x, c = rng(1).integers(0, 9, (6, 4)), rng(2).standard_normal((4, 2))
 
@@ -236,17 +238,27 @@ def test_dropout_drops_as_many_as_asked_and_keeps_the_mean() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_embedding_gradient_equals_the_plain_sum(dtype: str) -> None:
     """In C++ the same bits as adding row by row, in order, on any number of threads; in NumPy within rounding."""
-    N = 40_000
-    tokens, d_x = rng(0).zipf(1.3, N) % 57, rng(1).standard_normal((N, 5)).astype(dtype)
-    want, magnitude = np.zeros((57, 5), dtype), np.zeros((57, 5), dtype)
+    N, V = 40_000, 157  # more tokens than one task has
+    tokens, d_x = rng(0).zipf(1.3, N) % V, rng(1).standard_normal((N, 5)).astype(dtype)
+    want, magnitude = np.zeros((V, 5), dtype), np.zeros((V, 5), dtype)
     np.add.at(want, tokens, d_x)
     np.add.at(magnitude, tokens, np.abs(d_x))
     for threads in (1, 2, 3):
         with fastrnn.threads(threads):
-            rows, sums = sum_by_token(tokens, d_x)
+            rows, sums = sum_by_token(tokens, d_x, V)
         assert rows.tolist() == sorted(set(tokens.tolist()))
         bound = 0 if _native.native() else N * np.finfo(dtype).eps * magnitude[rows]
         assert (np.abs(sums - want[rows]) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_native_sums_start_from_zero(dtype: str) -> None:
+    """Whatever was there; a segment without rows is 0."""
+    if (module := _native.native()) is None:
+        pytest.skip("no native module")
+    sums, rows = np.full((3, 2), np.nan, dtype), np.arange(8, dtype=dtype).reshape(4, 2)
+    module.sum_segments(sums, rows, np.array([3, 0]), np.array([0, 1, 1, 2]), 1)
+    np.testing.assert_array_equal(sums, np.array([[6, 7], [0, 0], [0, 1]], dtype))
 
 
 def without_native(monkeypatch: Any) -> None:
@@ -255,7 +267,7 @@ def without_native(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("kind", "options"), [("Adam", {}), ("Adam", {"weight_decay": 0.1}), ("AdamW", {})])
-def test_native_adam_gives_the_bits_of_numpy(dtype: str, kind: str, options: Any, monkeypatch: Any) -> None:
+def test_native_adam_gives_the_bits_of_python(dtype: str, kind: str, options: Any, monkeypatch: Any) -> None:
     """Also on several threads; non-contiguous parameters take the NumPy path and agree."""
     grads = [{"a": rng(i).standard_normal(150_001).astype(dtype)} for i in range(6)]
 
@@ -276,7 +288,7 @@ def test_native_adam_gives_the_bits_of_numpy(dtype: str, kind: str, options: Any
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("T", [0, 1, 2, 33, 400])
-def test_native_maximum_gives_the_bits_of_numpy(dtype: str, T: int, monkeypatch: Any) -> None:
+def test_native_maximum_gives_the_bits_of_python(dtype: str, T: int, monkeypatch: Any) -> None:
     """The first of equals, NaN above all, 0 for a row without steps."""
     x, lengths = rng(T).integers(-3, 3, (T, 17, 31)).astype(dtype), rng(1).integers(0, T + 1, 17)
     if T > 2:
@@ -308,9 +320,10 @@ def test_native_functions_refuse_wrong_arrays() -> None:
             call()
 
 
-def test_frozen_embedding_is_no_parameter() -> None:
+@pytest.mark.parametrize("by_token", [False, True])
+def test_frozen_embedding_is_no_parameter(by_token: bool) -> None:
     embedding = Embedding(5, 3, trainable=False, seed=0)
-    model = SequenceModel(fastrnn.RNN(3, 4), Linear(4, 2), embedding=embedding, pool="last")
+    model = SequenceModel(fastrnn.RNN(3, 4), Linear(4, 2), embedding=embedding, pool="last", by_token=by_token)
     assert not any(name.startswith("embedding") for name in model.parameters)
     assert "embedding.weight" in model.state_dict()
     model.forward_train(np.zeros((2, 3), int))[2](np.ones((3, 2), np.float32))

@@ -6,10 +6,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <initializer_list>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -18,6 +20,8 @@
 #include <variant>
 #include <vector>
 
+#include "bindings/arrays.h"
+#include "bindings/ensemble.h"
 #include "bindings/python_call.h"
 #include "bindings/tensors.h"
 #include "bindings/training.h"
@@ -34,60 +38,6 @@ namespace {
 using std::string;
 
 // ---- arrays
-
-[[noreturn]] void refuse(const char* name, const string& expected) {
-  throw py::value_error(string(name) + ": expected " + expected);
-}
-
-// No text is put together where all is well: a call takes microseconds
-void expect(bool holds, const char* name, const char* what) {
-  if (!holds) refuse(name, what);
-}
-
-template <class T>
-index elements(const py::array& a, py::ssize_t axis, const char* name) {
-  if (a.shape(axis) <= 1) return 1;  // never used, and may be anything
-  const py::ssize_t bytes = a.strides(axis);
-  expect(bytes % static_cast<py::ssize_t>(sizeof(T)) == 0, name, "strides that are multiples of the item size");
-  return bytes / static_cast<py::ssize_t>(sizeof(T));
-}
-
-// Whether o is an array of T in this machine's byte order. NumPy's own comparison of types takes longer than all the
-// other checks of an argument together.
-template <class T>
-bool is_array_of(const py::object& o) {
-  if (!py::isinstance<py::array>(o)) return false;
-  const auto* type = py::detail::array_descriptor_proxy(py::detail::array_proxy(o.ptr())->descr);
-  return type->type_num == py::detail::npy_format_descriptor<T>::value &&
-         (type->byteorder == '=' || type->byteorder == '|');
-}
-
-// The array behind an object, checked for its element type and shape; a negative extent is free. None: no array.
-template <class T>
-std::optional<py::array> array_of(const py::object& o, const char* name, std::initializer_list<index> shape,
-                                  bool writes) {
-  if (o.is_none()) return std::nullopt;
-  if (!is_array_of<T>(o)) {
-    throw py::type_error(string(name) + ": expected a NumPy array of " + py::str(py::dtype::of<T>()).cast<string>());
-  }
-  auto a = py::reinterpret_borrow<py::array>(o);
-  if (a.ndim() != static_cast<py::ssize_t>(shape.size())) refuse(name, std::to_string(shape.size()) + " dimensions");
-  py::ssize_t axis = 0;
-  for (const index extent : shape) {
-    if (extent >= 0 && a.shape(axis) != extent) {
-      refuse(name, "extent " + std::to_string(extent) + " on axis " + std::to_string(axis));
-    }
-    ++axis;
-  }
-  expect(!writes || a.writeable(), name, "a writable array");
-  expect(reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) == 0, name, "aligned data");
-  return a;
-}
-
-template <class T>
-T* data_of(const py::array& a) {
-  return static_cast<T*>(const_cast<void*>(a.data()));
-}
 
 template <class T, class Value = std::remove_const_t<T>>
 Matrix<T> matrix(const py::object& o, const char* name, index rows, index columns) {
@@ -127,15 +77,6 @@ Sequence<T> sequence(const py::object& o, const char* name, const Shape& shape, 
   return s;
 }
 
-// A C-contiguous array of a fixed type that the kernels read directly
-template <class T>
-const T* table(const py::object& o, const char* name, std::initializer_list<index> shape) {
-  const auto a = array_of<T>(o, name, shape, false);
-  if (!a) return nullptr;
-  expect((a->flags() & py::array::c_style) != 0, name, "a C-contiguous array");
-  return data_of<T>(*a);
-}
-
 // ---- one call
 
 struct PyPackedWeights {
@@ -156,7 +97,7 @@ const InstructionSet& isa_named(const std::optional<string>& isa) {
 
 struct CallOptions {
   bool relu, reverse;
-  py::object lengths, batch_sizes, reset, recurrent_mask, keep_mask;
+  py::object lengths, batch_sizes, reset, recurrent_mask, keep_mask, alpha;
   std::optional<string> isa;
   int threads;
   py::object tuning;
@@ -189,12 +130,14 @@ Tuning tuning_of(const py::object& o) {
   return t;
 }
 
-// T, B, I, H and the number of packed rows (or -1)
-std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, const CallOptions& o) {
+// T, B, I, H and the number of packed rows (or -1); I is 0 where x is projected already
+std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, const CallOptions& o, bool projected) {
   const auto extent = [](const py::object& a, const char* name, py::ssize_t axis) {
     if (!py::isinstance<py::array>(a)) throw py::type_error(string(name) + ": expected a NumPy array");
     const auto array = py::reinterpret_borrow<py::array>(a);
-    if (array.ndim() <= axis) refuse(name, std::to_string(axis + 1) + " dimensions or more");
+    if (array.ndim() <= axis) {
+      refuse(name, std::to_string(axis + 1) + " dimensions or more");
+    }
     return static_cast<index>(array.shape(axis));
   };
   Shape n;
@@ -203,7 +146,7 @@ std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, co
   if (o.batch_sizes.is_none()) {
     n.T = extent(x, "x", 0);
     n.B = extent(x, "x", 1);
-    n.I = extent(x, "x", 2);
+    n.I = projected ? 0 : extent(x, "x", 2);
     return {n, -1};
   }
   n.T = extent(o.batch_sizes, "batch_sizes", 0);
@@ -212,7 +155,7 @@ std::pair<Shape, index> shape_of(const py::object& x, const py::object& w_hh, co
     expect(sizes[t] > 0 && sizes[t] <= sizes[0], "batch_sizes", "positive, falling counts");
   }
   n.B = n.T > 0 ? static_cast<index>(sizes[0]) : 0;
-  n.I = extent(x, "x", 1);
+  n.I = projected ? 0 : extent(x, "x", 1);
   const index rows = extent(x, "x", 0);
   index sum = 0;
   for (index t = 0; t < n.T && sum <= rows; ++t) {
@@ -239,6 +182,7 @@ RnnOptions<T> options_of(const CallOptions& o, const Shape& n, index packed_rows
   r.reset = reinterpret_cast<const unsigned char*>(flags(o.reset, "reset", false));
   r.keep_mask = reinterpret_cast<const unsigned char*>(flags(o.keep_mask, "keep_mask", true));
   r.recurrent_mask = table<T>(o.recurrent_mask, "recurrent_mask", {n.B, n.H});
+  r.alpha = vector<const T>(o.alpha, "alpha", n.H);
   return r;
 }
 
@@ -247,11 +191,12 @@ void forward(const py::object& x, const py::object& h_0, const py::object& w_ih,
              const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n,
              const CallOptions& o, const PyPackedWeights* packed) {
   expect(o.threads >= 1, "threads", "at least 1");
-  expect(!w_ih.is_none() && !output.is_none() && !h_n.is_none(), "w_ih, output, h_n", "arrays, got None");
-  const auto [n, packed_rows] = shape_of(x, w_hh, o);
+  expect(!output.is_none() && !h_n.is_none(), "output, h_n", "arrays, got None");
   ForwardProblem<T> p;
+  p.projected = w_ih.is_none();
+  const auto [n, packed_rows] = shape_of(x, w_hh, o, p.projected);
   p.shape = n;
-  p.x = sequence<const T>(x, "x", n, packed_rows, n.I);
+  p.x = sequence<const T>(x, "x", n, packed_rows, p.projected ? n.H : n.I);
   p.h_0 = matrix<const T>(h_0, "h_0", n.B, n.H);
   p.w_ih = matrix<const T>(w_ih, "w_ih", n.H, n.I);
   p.w_hh = matrix<const T>(w_hh, "w_hh", n.H, n.H);
@@ -265,7 +210,8 @@ void forward(const py::object& x, const py::object& h_0, const py::object& w_ih,
   const PackedWeights<T>* weights = nullptr;
   if (packed) {
     weights = std::get_if<PackedWeights<T>>(&packed->weights);
-    expect(weights && weights->I == n.I && weights->H == n.H, "packed", "weights of the same shape and dtype");
+    expect(weights && (p.projected || weights->I == n.I) && weights->H == n.H, "packed",
+           "weights of the same shape and dtype");
     set = weights->set;
     expect(!o.isa || *o.isa == set->name, "packed", "weights packed for the same instruction set");
   } else {
@@ -274,28 +220,91 @@ void forward(const py::object& x, const py::object& h_0, const py::object& w_ih,
   call(flops_of(n), [&](CallControl& control) { rnn_forward(p, *set, weights, o.threads, control); });
 }
 
+// The next state of a cell in a new array, for x (B, I) and h (B, H) or x (I) and h (H), h may be None. None where an
+// argument is not that or of a class derived from arrays, which Python says better, or where the step takes so long
+// that Python's own way costs nothing.
+template <class T>
+py::object short_step(const py::object& x, const py::object& h, const std::array<py::object, 4>& w, bool relu,
+                      const PyPackedWeights* packed) {
+  constexpr double longest = 2e6;  // operations
+  PyTypeObject* const arrays = py::detail::npy_api::get().PyArray_Type_;
+  if (Py_TYPE(x.ptr()) != arrays || !(h.is_none() || Py_TYPE(h.ptr()) == arrays)) return py::none();
+  const auto given = py::reinterpret_borrow<py::array>(x);
+  const bool single = given.ndim() == 1;
+  ForwardProblem<T> p;
+  Shape& n = p.shape;
+  n.T = 1;
+  n.B = single || given.ndim() == 0 ? 1 : static_cast<index>(given.shape(0));
+  const auto rows = [&](const py::object& o, const char* name, index width) {
+    if (!single) return matrix<const T>(o, name, n.B, width);
+    const Vector<const T> v = vector<const T>(o, name, width);
+    return Matrix<const T>{v.data, 0, v.unit};
+  };
+  try {
+    n.H = static_cast<index>(array_of<T>(w[1], "w_hh", {-1, -1}, false).value().shape(0));
+    n.I = static_cast<index>(array_of<T>(w[0], "w_ih", {n.H, -1}, false).value().shape(1));
+    if (n.B == 0 || flops_of(n) > longest) return py::none();
+    const Matrix<const T> m = rows(x, "x", n.I);
+    p.x = {m.data, 0, m.row, m.unit};
+    p.h_0 = rows(h, "h", n.H);
+    p.w_ih = matrix<const T>(w[0], "w_ih", n.H, n.I);
+    p.w_hh = matrix<const T>(w[1], "w_hh", n.H, n.H);
+    p.b_ih = vector<const T>(w[2], "b_ih", n.H);
+    p.b_hh = vector<const T>(w[3], "b_hh", n.H);
+  } catch (const py::builtin_exception&) {
+    return py::none();
+  }
+  const std::array<index, 2> extents{n.B, n.H};
+  const auto* const first = extents.data() + (single ? 1 : 0);
+  py::array_t<T> next(py::array::ShapeContainer(first, extents.data() + 2));
+  const std::unique_ptr<T[]> h_n(new T[static_cast<std::size_t>(n.B * n.H)]);
+  p.output = {next.mutable_data(), 0, n.H};
+  p.h_n = {h_n.get(), n.H};
+  p.options.relu = relu;
+  const auto* const weights = packed ? std::get_if<PackedWeights<T>>(&packed->weights) : nullptr;
+  expect(!packed || (weights && weights->I == n.I && weights->H == n.H), "packed",
+         "weights of the same shape and dtype");
+  const InstructionSet* const set = weights ? weights->set : &choose_instruction_set(nullptr);
+  call(flops_of(n), [&](CallControl& control) { rnn_forward(p, *set, weights, 1, control); });
+  return std::move(next);
+}
+
 template <class T>
 void backward(const py::object& d_output, const py::object& d_h_n, const py::object& output, const py::object& x,
               const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const py::object& d_x,
               const py::object& d_h_0, const py::object& d_w_ih, const py::object& d_w_hh, const py::object& d_b,
-              const CallOptions& o) {
+              const py::object& d_alpha, const py::object& b_ih, const py::object& b_hh, bool accumulate,
+              const py::object& b_lost, const py::object& alpha_lost, const CallOptions& o) {
   expect(o.threads >= 1, "threads", "at least 1");
-  expect(!w_ih.is_none() && !output.is_none(), "w_ih, output", "arrays, got None");
-  const auto [n, packed_rows] = shape_of(x, w_hh, o);
+  expect(!output.is_none(), "output", "an array, got None");
   BackwardProblem<T> p;
+  p.projected = w_ih.is_none();
+  expect(!p.projected || d_w_ih.is_none(), "d_w_ih", "None without w_ih");
+  const auto [n, packed_rows] = shape_of(x, w_hh, o, p.projected);
+  const index x_width = p.projected ? n.H : n.I;
   p.shape = n;
   p.d_output = sequence<const T>(d_output, "d_output", n, packed_rows, n.H);
   p.d_h_n = matrix<const T>(d_h_n, "d_h_n", n.B, n.H);
   p.output = sequence<const T>(output, "output", n, packed_rows, n.H);
-  p.x = sequence<const T>(x, "x", n, packed_rows, n.I);
+  p.x = sequence<const T>(x, "x", n, packed_rows, x_width);
   p.h_0 = matrix<const T>(h_0, "h_0", n.B, n.H);
   p.w_ih = matrix<const T>(w_ih, "w_ih", n.H, n.I);
   p.w_hh = matrix<const T>(w_hh, "w_hh", n.H, n.H);
-  p.d_x = sequence<T>(d_x, "d_x", n, packed_rows, n.I);
+  p.d_x = sequence<T>(d_x, "d_x", n, packed_rows, x_width);
   p.d_h_0 = matrix<T>(d_h_0, "d_h_0", n.B, n.H);
   p.d_w_ih = matrix<T>(d_w_ih, "d_w_ih", n.H, n.I);
   p.d_w_hh = matrix<T>(d_w_hh, "d_w_hh", n.H, n.H);
   p.d_b = vector<T>(d_b, "d_b", n.H);
+  expect(d_alpha.is_none() || !o.alpha.is_none(), "d_alpha", "None without alpha");
+  p.d_alpha = vector<T>(d_alpha, "d_alpha", n.H);
+  p.b_ih = vector<const T>(b_ih, "b_ih", n.H);
+  p.b_hh = vector<const T>(b_hh, "b_hh", n.H);
+  p.accumulate = accumulate;
+  p.b_lost = vector<T>(b_lost, "b_lost", n.H).data;
+  p.alpha_lost = vector<T>(alpha_lost, "alpha_lost", n.H).data;
+  expect((p.b_lost != nullptr) == (accumulate && p.d_b.data), "b_lost", "an array with accumulate and d_b, else None");
+  expect((p.alpha_lost != nullptr) == (accumulate && p.d_alpha.data), "alpha_lost",
+         "an array with accumulate and d_alpha, else None");
   p.options = options_of<T>(o, n, packed_rows);
   p.tuning = tuning_of(o.tuning);
   const InstructionSet& set = isa_named(o.isa);
@@ -385,7 +394,7 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
       [](const py::object& x, const py::object& h_0, const py::object& w_ih, const py::object& w_hh,
          const py::object& b_ih, const py::object& b_hh, const py::object& output, const py::object& h_n, bool relu,
          bool reverse, int threads, const py::object& packed, py::object lengths, py::object batch_sizes,
-         py::object reset, py::object recurrent_mask, py::object keep_mask, std::optional<string> isa,
+         py::object reset, py::object recurrent_mask, py::object keep_mask, py::object alpha, std::optional<string> isa,
          py::object tuning) {
         const CallOptions o{relu,
                             reverse,
@@ -394,6 +403,7 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
                             std::move(reset),
                             std::move(recurrent_mask),
                             std::move(keep_mask),
+                            std::move(alpha),
                             std::move(isa),
                             threads,
                             std::move(tuning)};
@@ -405,7 +415,15 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
       py::arg("output"), py::arg("h_n"), py::arg("relu") = false, py::arg("reverse") = false, py::arg("threads") = 1,
       py::arg("packed") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
       py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(), py::arg("recurrent_mask") = py::none(),
-      py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(), py::arg("tuning") = py::none());
+      py::arg("keep_mask") = py::none(), py::arg("alpha") = py::none(), py::arg("isa") = py::none(),
+      py::arg("tuning") = py::none());
+
+  m.def("short_step", [](const py::object& x, const py::object& h, const py::object& w_ih, const py::object& w_hh,
+                         const py::object& b_ih, const py::object& b_hh, bool relu, const py::object& packed) {
+    return for_dtype(w_hh, "w_hh", [&](auto zero) {
+      return short_step<decltype(zero)>(x, h, {w_ih, w_hh, b_ih, b_hh}, relu, packed_weights(packed));
+    });
+  });
 
   m.def(
       "rnn_backward",
@@ -413,7 +431,9 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
          const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const py::object& d_x,
          const py::object& d_h_0, const py::object& d_w_ih, const py::object& d_w_hh, const py::object& d_b, bool relu,
          bool reverse, int threads, py::object lengths, py::object batch_sizes, py::object reset,
-         py::object recurrent_mask, py::object keep_mask, std::optional<string> isa, py::object tuning) {
+         py::object recurrent_mask, py::object keep_mask, py::object alpha, const py::object& b_ih,
+         const py::object& b_hh, const py::object& d_alpha, bool accumulate, const py::object& b_lost,
+         const py::object& alpha_lost, std::optional<string> isa, py::object tuning) {
         const CallOptions o{relu,
                             reverse,
                             std::move(lengths),
@@ -421,19 +441,23 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
                             std::move(reset),
                             std::move(recurrent_mask),
                             std::move(keep_mask),
+                            std::move(alpha),
                             std::move(isa),
                             threads,
                             std::move(tuning)};
         for_dtype(x, "x", [&](auto zero) {
-          backward<decltype(zero)>(d_output, d_h_n, output, x, h_0, w_ih, w_hh, d_x, d_h_0, d_w_ih, d_w_hh, d_b, o);
+          backward<decltype(zero)>(d_output, d_h_n, output, x, h_0, w_ih, w_hh, d_x, d_h_0, d_w_ih, d_w_hh, d_b,
+                                   d_alpha, b_ih, b_hh, accumulate, b_lost, alpha_lost, o);
         });
       },
       py::arg("d_output"), py::arg("d_h_n"), py::arg("output"), py::arg("x"), py::arg("h_0"), py::arg("w_ih"),
       py::arg("w_hh"), py::arg("d_x"), py::arg("d_h_0"), py::arg("d_w_ih"), py::arg("d_w_hh"), py::arg("d_b"),
       py::arg("relu") = false, py::arg("reverse") = false, py::arg("threads") = 1, py::kw_only(),
       py::arg("lengths") = py::none(), py::arg("batch_sizes") = py::none(), py::arg("reset") = py::none(),
-      py::arg("recurrent_mask") = py::none(), py::arg("keep_mask") = py::none(), py::arg("isa") = py::none(),
-      py::arg("tuning") = py::none());
+      py::arg("recurrent_mask") = py::none(), py::arg("keep_mask") = py::none(), py::arg("alpha") = py::none(),
+      py::arg("b_ih") = py::none(), py::arg("b_hh") = py::none(), py::arg("d_alpha") = py::none(),
+      py::arg("accumulate") = false, py::arg("b_lost") = py::none(), py::arg("alpha_lost") = py::none(),
+      py::arg("isa") = py::none(), py::arg("tuning") = py::none());
 
 #if FASTRNN_FAULTS
   choose_fault(std::getenv("FASTRNN_FAULT"));
@@ -445,6 +469,7 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
   }
   m.attr("faults") = faults;
 #endif
+  bind_ensemble(m);
   bind_tensors(m);
   bind_training(m);
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());

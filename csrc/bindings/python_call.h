@@ -52,16 +52,20 @@ inline void take_gil(PyThreadState* state) {
 }
 
 // Not py::gil_scoped_release: the unwinding must not start in a destructor.
-template <class Run>
-void without_gil(Run run) {
+inline void without_gil(void (*run)(void*), void* of) {
   PyThreadState* const state = PyEval_SaveThread();
   try {
-    run();
+    run(of);
   } catch (const std::exception&) {
     take_gil(state);
     throw;
   }
   take_gil(state);
+}
+
+template <class Run>
+void without_gil(Run run) {
+  without_gil([](void* of) { (*static_cast<Run*>(of))(); }, &run);
 }
 
 template <class Run>
@@ -72,7 +76,9 @@ void call(double flops, Run run) {
   } else {
     without_gil([&] { run(signals.control()); });
   }
-  if (PyErr_Occurred()) throw py::error_already_set();
+  if (PyErr_Occurred()) {
+    throw py::error_already_set();
+  }
 }
 
 inline double flops_of(const Shape& n) {

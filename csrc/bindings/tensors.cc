@@ -5,11 +5,14 @@
 
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <initializer_list>
+#include <new>
 
 #include "bindings/python_call.h"
 #include "cpu/dispatch.h"
 #include "cpu/passes.h"
+#include "torch/rnn_calls.h"
 
 namespace fastrnn {
 namespace {
@@ -17,7 +20,7 @@ namespace {
 // The names of torch.Tensor's methods, made once
 struct Names {
   PyObject *is_contiguous = PyUnicode_InternFromString("is_contiguous"), *is_neg = PyUnicode_InternFromString("is_neg"),
-           *data_ptr = PyUnicode_InternFromString("data_ptr");
+           *data_ptr = PyUnicode_InternFromString("data_ptr"), *numel = PyUnicode_InternFromString("numel");
 };
 
 const Names& names() {
@@ -38,8 +41,10 @@ const T* address(const py::object& tensor, bool& layout_fits) {
   const bool dense = ask(tensor.ptr(), names().is_contiguous).ptr() == Py_True;
   const bool negated = ask(tensor.ptr(), names().is_neg).ptr() == Py_True;
   const auto at = static_cast<std::uintptr_t>(PyLong_AsSize_t(ask(tensor.ptr(), names().data_ptr).ptr()));
+  // torch's zeros without memory have elements and no address
+  const bool absent = at == 0 && PyLong_AsSize_t(ask(tensor.ptr(), names().numel).ptr()) != 0;
   if (PyErr_Occurred()) throw py::error_already_set();
-  layout_fits = layout_fits && dense && !negated && at % alignof(T) == 0;
+  layout_fits = layout_fits && dense && !negated && !absent && at % alignof(T) == 0;
   return reinterpret_cast<const T*>(at);  // null where the tensor has no elements
 }
 
@@ -54,26 +59,75 @@ const T* some(const T* data) {  // given, but empty: never read, and not "not gi
   return data ? data : &nothing;
 }
 
+Shape shape_of(const FastrnnProblem& p) { return {p.T, p.B, p.I, p.H}; }
+
 template <class T>
-py::object forward(const py::object& x, const py::object& h_0, const std::array<py::object, 4>& w, const Shape& n,
-                   bool relu, bool reverse, int threads) {
-  bool fits = true;
+void run_forward(const FastrnnForward& given) {
+  const auto in = [](const void* data) { return static_cast<const T*>(data); };
+  const Shape n = shape_of(given.problem);
   ForwardProblem<T> p;
   p.shape = n;
-  p.x = {some(address<T>(x, fits)), n.B * n.I, n.I};
-  p.h_0 = {h_0.is_none() ? nullptr : some(address<T>(h_0, fits)), n.H};
-  p.w_ih = {some(address<T>(w[0], fits)), n.I};
-  p.w_hh = {address<T>(w[1], fits), n.H};
-  p.b_ih = {address<T>(w[2], fits)};
-  p.b_hh = {address<T>(w[3], fits)};
+  p.x = {in(given.x), n.B * n.I, n.I};
+  p.h_0 = {in(given.h_0), n.H};
+  p.w_ih = {in(given.w_ih), n.I};
+  p.w_hh = {in(given.w_hh), n.H};
+  p.b_ih = {in(given.b_ih)};
+  p.b_hh = {in(given.b_hh)};
+  p.output = {static_cast<T*>(given.output), n.B * n.H, n.H};
+  p.h_n = {static_cast<T*>(given.h_n), n.H};
+  p.options.relu = given.problem.relu != 0;
+  p.options.reverse = given.problem.reverse != 0;
+  const InstructionSet& set = choose_instruction_set(nullptr);
+  const int threads = given.problem.threads;
+  call(flops_of(n), [&](CallControl& control) { rnn_forward<T>(p, set, nullptr, threads, control); });
+}
+
+template <class T>
+void run_backward(const FastrnnBackward& given) {
+  const auto in = [](const void* data) { return static_cast<const T*>(data); };
+  const auto out = [](void* data) { return static_cast<T*>(data); };
+  const Shape n = shape_of(given.problem);
+  const ptrdiff_t* const along = given.d_output_strides;
+  BackwardProblem<T> p;
+  p.shape = n;
+  p.d_output = {in(given.d_output), along[0], along[1], along[2]};
+  p.d_h_n = {in(given.d_h_n), given.d_h_n_strides[0], given.d_h_n_strides[1]};
+  p.output = {in(given.output), n.B * n.H, n.H};
+  p.x = {in(given.x), n.B * n.I, n.I};
+  p.h_0 = {in(given.h_0), n.H};
+  p.w_ih = {in(given.w_ih), n.I};
+  p.w_hh = {in(given.w_hh), n.H};
+  p.d_x = {out(given.d_x), n.B * n.I, n.I};
+  p.d_h_0 = {out(given.d_h_0), n.H};
+  p.d_w_ih = {out(given.d_w_ih), n.I};
+  p.d_w_hh = {out(given.d_w_hh), n.H};
+  p.d_b = {out(given.d_b)};
+  p.options.relu = given.problem.relu != 0;
+  p.options.reverse = given.problem.reverse != 0;
+  const InstructionSet& set = choose_instruction_set(nullptr);
+  const int threads = given.problem.threads;
+  call(2 * flops_of(n), [&](CallControl& control) { rnn_backward<T>(p, set, threads, control); });
+}
+
+// ---- for Python
+
+template <class T>
+py::object forward(const py::object& x, const py::object& h_0, const std::array<py::object, 4>& w,
+                   const FastrnnProblem& n) {
+  bool fits = true;
+  FastrnnForward p{};
+  p.problem = n;
+  p.x = some(address<T>(x, fits));
+  p.h_0 = h_0.is_none() ? nullptr : some(address<T>(h_0, fits));
+  p.w_ih = some(address<T>(w[0], fits));
+  p.w_hh = address<T>(w[1], fits);
+  p.b_ih = address<T>(w[2], fits);
+  p.b_hh = address<T>(w[3], fits);
   if (!fits) return py::none();
   auto output = array<T>({n.T, n.B, n.H}), h_n = array<T>({1, n.B, n.H});
-  p.output = {output.mutable_data(), n.B * n.H, n.H};
-  p.h_n = {h_n.mutable_data(), n.H};
-  p.options.relu = relu;
-  p.options.reverse = reverse;
-  const InstructionSet& set = choose_instruction_set(nullptr);
-  call(flops_of(n), [&](CallControl& control) { rnn_forward<T>(p, set, nullptr, threads, control); });
+  p.output = output.mutable_data();
+  p.h_n = h_n.mutable_data();
+  run_forward<T>(p);
   return py::make_tuple(std::move(output), std::move(h_n));
 }
 
@@ -83,18 +137,21 @@ struct Needs {
 
 template <class T>
 py::object backward(const py::object& d_output, const py::object& d_h_n, const py::object& output, const py::object& x,
-                    const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const Shape& n, Needs needs,
-                    bool relu, bool reverse, int threads) {
+                    const py::object& h_0, const py::object& w_ih, const py::object& w_hh, const FastrnnProblem& n,
+                    Needs needs) {
   bool fits = true;
-  BackwardProblem<T> p;
-  p.shape = n;
-  p.d_output = {d_output.is_none() ? nullptr : some(address<T>(d_output, fits)), n.B * n.H, n.H};
-  p.d_h_n = {d_h_n.is_none() ? nullptr : some(address<T>(d_h_n, fits)), n.H};
-  p.output = {some(address<T>(output, fits)), n.B * n.H, n.H};
-  p.x = {some(address<T>(x, fits)), n.B * n.I, n.I};
-  p.h_0 = {h_0.is_none() ? nullptr : some(address<T>(h_0, fits)), n.H};
-  p.w_ih = {some(address<T>(w_ih, fits)), n.I};
-  p.w_hh = {address<T>(w_hh, fits), n.H};
+  FastrnnBackward p{};
+  p.problem = n;
+  p.d_output = d_output.is_none() ? nullptr : some(address<T>(d_output, fits));
+  p.d_output_strides[0] = n.B * n.H;
+  p.d_output_strides[1] = p.d_h_n_strides[0] = n.H;
+  p.d_output_strides[2] = p.d_h_n_strides[1] = 1;
+  p.d_h_n = d_h_n.is_none() ? nullptr : some(address<T>(d_h_n, fits));
+  p.output = some(address<T>(output, fits));
+  p.x = some(address<T>(x, fits));
+  p.h_0 = h_0.is_none() ? nullptr : some(address<T>(h_0, fits));
+  p.w_ih = some(address<T>(w_ih, fits));
+  p.w_hh = address<T>(w_hh, fits);
   if (!fits) return py::none();
   std::array<py::object, 5> results{py::none(), py::none(), py::none(), py::none(), py::none()};
   const auto make = [&](std::size_t k, std::initializer_list<index> shape) {
@@ -103,17 +160,41 @@ py::object backward(const py::object& d_output, const py::object& d_h_n, const p
     results[k] = std::move(made);
     return data;
   };
-  if (needs.x) p.d_x = {make(0, {n.T, n.B, n.I}), n.B * n.I, n.I};
-  if (needs.h_0) p.d_h_0 = {make(1, {1, n.B, n.H}), n.H};
-  if (needs.w_ih) p.d_w_ih = {make(2, {n.H, n.I}), n.I};
-  if (needs.w_hh) p.d_w_hh = {make(3, {n.H, n.H}), n.H};
-  if (needs.b) p.d_b = {make(4, {n.H})};
-  p.options.relu = relu;
-  p.options.reverse = reverse;
-  const InstructionSet& set = choose_instruction_set(nullptr);
-  call(2 * flops_of(n), [&](CallControl& control) { rnn_backward<T>(p, set, threads, control); });
+  if (needs.x) p.d_x = make(0, {n.T, n.B, n.I});
+  if (needs.h_0) p.d_h_0 = make(1, {1, n.B, n.H});
+  if (needs.w_ih) p.d_w_ih = make(2, {n.H, n.I});
+  if (needs.w_hh) p.d_w_hh = make(3, {n.H, n.H});
+  if (needs.b) p.d_b = make(4, {n.H});
+  run_backward<T>(p);
   return py::make_tuple(results[0], results[1], results[2], results[3], results[4]);
 }
+
+// ---- for C
+
+template <class Run>
+int guarded(Run run) {
+  try {
+    run();
+    return 0;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::bad_alloc& error) {
+    PyErr_SetString(PyExc_MemoryError, error.what());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return -1;
+}
+
+int forward_call(const FastrnnForward* p) {
+  return guarded([&] { p->problem.wide ? run_forward<double>(*p) : run_forward<float>(*p); });
+}
+
+int backward_call(const FastrnnBackward* p) {
+  return guarded([&] { p->problem.wide ? run_backward<double>(*p) : run_backward<float>(*p); });
+}
+
+FastrnnTorchCalls calls{FASTRNN_TORCH_CALLS_VERSION, &forward_call, &backward_call};
 
 }  // namespace
 
@@ -122,20 +203,20 @@ void bind_tensors(py::module_& m) {
                               const py::object& w_hh, const py::object& b_ih, const py::object& b_hh, index T, index B,
                               index I, index H, bool wide, bool relu, bool reverse, int threads) {
     const std::array<py::object, 4> w{w_ih, w_hh, b_ih, b_hh};
-    const Shape n{T, B, I, H};
-    return wide ? forward<double>(x, h_0, w, n, relu, reverse, threads)
-                : forward<float>(x, h_0, w, n, relu, reverse, threads);
+    const FastrnnProblem n{T, B, I, H, wide, relu, reverse, threads};
+    return wide ? forward<double>(x, h_0, w, n) : forward<float>(x, h_0, w, n);
   });
   m.def("backward_tensors",
         [](const py::object& d_output, const py::object& d_h_n, const py::object& output, const py::object& x,
            const py::object& h_0, const py::object& w_ih, const py::object& w_hh, index T, index B, index I, index H,
            bool wide, bool need_x, bool need_h_0, bool need_w_ih, bool need_w_hh, bool need_b, bool relu, bool reverse,
            int threads) {
-          const Shape n{T, B, I, H};
+          const FastrnnProblem n{T, B, I, H, wide, relu, reverse, threads};
           const Needs needs{need_x, need_h_0, need_w_ih, need_w_hh, need_b};
-          return wide ? backward<double>(d_output, d_h_n, output, x, h_0, w_ih, w_hh, n, needs, relu, reverse, threads)
-                      : backward<float>(d_output, d_h_n, output, x, h_0, w_ih, w_hh, n, needs, relu, reverse, threads);
+          return wide ? backward<double>(d_output, d_h_n, output, x, h_0, w_ih, w_hh, n, needs)
+                      : backward<float>(d_output, d_h_n, output, x, h_0, w_ih, w_hh, n, needs);
         });
+  m.attr("torch_calls") = py::capsule(&calls, FASTRNN_TORCH_CALLS);
 }
 
 }  // namespace fastrnn

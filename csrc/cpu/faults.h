@@ -11,12 +11,15 @@
   X(bias_dropped, "z lacks b_hh of the last unit")                                                               \
   X(x_of_the_step_before, "x of step t - 1 for that of t, at one step that is not hoisted")                      \
   X(x_strided_last_element, "x that is not contiguous: x[0] for the last input")                                 \
+  X(projected_last_unit_lost, "x that is projected already is not read for the last unit")                       \
   X(reset_ignored, "the last batch row is never reset")                                                          \
   X(zoneout_of_the_masked_state, "a kept unit keeps the state with the recurrent mask on it")                    \
+  X(leak_tail_lost, "leaky units: 0 for the state that leaks, for units in a vector that is not full")           \
   X(h_n_at_the_last_step, "h_n of a short row is taken at T")                                                    \
   X(h_n_of_an_empty_row, "h_n of a row without steps is 0, not h_0")                                             \
   X(output_not_cleared, "output beyond a row's length keeps what was there")                                     \
   X(thread_block_missed, "with threads, the last block of batch rows is not computed")                           \
+  X(model_missed, "with threads, the last model of an ensemble is not computed")                                 \
   X(unit_slice_missed, "threads on one step: the last slice of the units is not computed, at one step")          \
   X(unit_slice_missed_in_backward, "the same in BPTT")                                                           \
   X(packed_weights_stale, "frozen(): one packed weight is not the one that was given")                           \
@@ -55,14 +58,33 @@
   X(recurrent_mask_ignored_in_d_w_hh, "d_w_hh takes the state without the mask")                                 \
   X(keep_mask_gradient_dropped, "what a kept unit passes on is lost")                                            \
   X(keep_mask_ignored_in_d_sum, "a kept unit has a gradient at its activation")                                  \
+  X(leak_gradient_dropped, "what a leaky unit passes on is lost")                                                \
+  X(slope_of_the_leaky_state, "leaky units: the slope is taken from h, not from the activation")                 \
+  X(x_strided_last_element_in_backward, "leaky units: as x_strided_last_element, where BPTT computes again")     \
+  X(recurrent_mask_ignored_in_activations, "leaky units: BPTT computes again without the recurrent mask")        \
+  X(d_alpha_without_the_state, "d_alpha takes the activation alone, not its distance from the state")            \
+  X(keep_mask_ignored_in_d_alpha, "a kept unit counts in d_alpha")                                               \
   X(d_w_hh_without_step_0, "d_w_hh lacks the term of h_0")                                                       \
   X(d_w_hh_of_the_step_itself, "d_w_hh takes h_t for h_{t-1}, at one step of each block")                        \
   X(d_w_block_skipped, "d_w lacks the block of the first steps, if there are several")                           \
   X(d_w_chain_skipped, "a block of d_w lacks its second chain of rows")                                          \
   X(d_w_blocks_by_threads, "with threads, the blocks of d_w are longer: right, but not the same bits")           \
   X(d_w_panel_missed, "with threads, one panel of d_w is not computed")                                          \
+  X(sums_begin_again, "BPTT over a part of the steps: d_w_hh loses what the later steps added")                  \
   X(d_b_block_rounding_dropped, "what rounding took from d_b is not given back")                                 \
-  X(carry_of_another_row, "between two blocks of steps, the last batch row goes on from the first's d_sum")
+  X(carry_of_another_row, "between two blocks of steps, the last batch row goes on from the first's d_sum")      \
+  X(panel_missed_descending, "panels taken from the last to the first: the last once more for the first")        \
+  X(adam_last_element_missed, "a step of Adam leaves the last element of a parameter as it is")                  \
+  X(adam_block_missed, "with threads, Adam leaves the last block of a parameter as it is")                       \
+  X(adam_decay_dropped, "the gradient lacks the weight decay")                                                   \
+  X(adam_mean_of_the_step_before, "the step is taken along the mean of the gradients before")                    \
+  X(segment_not_cleared, "the sum of a segment goes on from what was there")                                     \
+  X(segment_last_row_missed, "the sum of the last segment lacks its last row")                                   \
+  X(segment_block_missed, "with threads, the last segments are not summed")                                      \
+  X(maximum_takes_the_last_of_equals, "of equal values, the step of the last")                                   \
+  X(maximum_without_the_last_step, "the last step of a row is not looked at")                                    \
+  X(maximum_ignores_nan, "NaN is no maximum")                                                                    \
+  X(maximum_of_no_steps, "the maximum of a row without steps is 1, not 0")
 
 namespace fastrnn {
 

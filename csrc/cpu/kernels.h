@@ -27,8 +27,10 @@ struct ForwardStep {
   const T* const* x = nullptr;                 // nullptr: out already holds b + w_ih x
   const T* const* x_next = nullptr;            // what the next step will read, or nullptr
   const T* const* state = nullptr;             // what w_hh multiplies: reset and masked
-  const T* const* kept = nullptr;              // previous state for units that keep it; used with keep
+  const T* const* kept = nullptr;              // previous state for units that keep it or leak; with keep or alpha
   const unsigned char* const* keep = nullptr;  // nullptr: no zoneout
+  const T* alpha = nullptr;                    // leaky units: out = leak * kept + alpha * act; nullptr: act
+  const T* leak = nullptr;                     // 1 - alpha
   T* const* out = nullptr;
   Weights<T> w_ih, w_hh;
   const T* bias = nullptr;  // padded to whole vectors
@@ -37,8 +39,9 @@ struct ForwardStep {
   bool descending = false;  // the order of the panels: from the last to the first
 };
 
-// One step of BPTT: d_state = (d_sum_next w_hh) * mask [cut by a reset] + kept gradient + d_output, then
-// d_sum = d_state * act'(h). d_sum is the gradient at the activation's argument.
+// One step of BPTT: d_state = (d_sum_next w_hh) * mask [cut by a reset] + kept or leaked gradient + d_output, then
+// d_sum = d_state * act'(h). d_sum is the gradient at the activation's argument. With leaky units h stands for the
+// activation, d_sum = alpha * d_state * act'(h), and the gradient of alpha is the sum of d_alpha = d_state * (h - p).
 template <class T>
 struct BackwardStep {
   index rows = 0, H = 0;
@@ -50,12 +53,16 @@ struct BackwardStep {
   const T* const* mask = nullptr;                   // recurrent mask rows, or nullptr
   const unsigned char* const* cut = nullptr;        // one flag a row: the later step was reset; or nullptr
   const unsigned char* const* keep_next = nullptr;  // zoneout of the later step, or nullptr
-  T* const* d_state = nullptr;                      // in: the later step's d_state, out: this step's; only with zoneout
+  const T* leak = nullptr;                          // 1 - alpha where the later step leaks, or nullptr
+  T* const* d_state = nullptr;                      // in: the later step's d_state, out: this step's; keep or alpha
   const T* const* d_output = nullptr;               // nullptr: zeros; with d_output_unit
   index d_output_unit = 1;
   const T* const* h = nullptr;  // nullptr: this is h_0, d_sum receives d_state itself
   index h_unit = 1;
   const unsigned char* const* keep = nullptr;  // zoneout of this step, or nullptr
+  const T* alpha = nullptr;                    // leaky units, or nullptr
+  const T* const* p = nullptr;                 // the state that entered this step; a null row counts as 0
+  T* const* d_alpha = nullptr;                 // or nullptr: not needed
   T* const* d_sum = nullptr;
   bool relu = false;
   index tile_rows = 0;

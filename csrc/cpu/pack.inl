@@ -7,6 +7,7 @@ struct Tile {
   static constexpr index lanes = S::lanes;
   static constexpr index panel_vectors = S::registers == 32 ? 4 : 2;
   static constexpr index rows = 6;
+  static constexpr index narrow_rows = 8;  // where the tile is one vector wide
   static constexpr index columns = panel_vectors * lanes;
   static constexpr index most_vectors = 8;  // of one row, over a group of panels
   static constexpr index sum_size = rows * most_vectors * lanes;
@@ -104,17 +105,23 @@ FN void pack_panel(T* panel, const T* source, index terms, index terms_stride, i
     }
     return;
   }
-  constexpr index side = transpose_side<T>;
-  for (index s0 = 0; s0 < terms; s0 += side) {
-    const index s1 = s0 + side < terms ? s0 + side : terms;
-    index c = 0;
-    if (terms_stride == 1 && s1 - s0 == side) {
-      for (; c + side <= valid; c += side) {
-        transpose(source + s0 + c * outputs_stride, outputs_stride, panel + s0 * width + c, width);
+  // A line of outputs at a time over a stretch of terms: more streams, often some multiple of 4 KiB apart, would throw
+  // each other out of the cache before their lines are used up.
+  constexpr index side = transpose_side<T>, line = 64 / static_cast<index>(sizeof(T));
+  const index blocks = terms_stride == 1 ? valid / side * side : 0;  // outputs in whole squares
+  for (index t0 = 0; t0 < terms; t0 += longest_block) {
+    const index t1 = t0 + longest_block < terms ? t0 + longest_block : terms;
+    const index squares = t0 + (t1 - t0) / side * side;
+    for (index c0 = 0; c0 < blocks; c0 += line) {
+      const index c1 = c0 + line < blocks ? c0 + line : blocks;
+      for (index s = t0; s < squares; s += side) {
+        for (index c = c0; c < c1; c += side) {
+          transpose(source + s + c * outputs_stride, outputs_stride, panel + s * width + c, width);
+        }
       }
     }
-    for (; c < width; ++c) {
-      for (index s = s0; s < s1; ++s) {
+    for (index s = blocks < width ? t0 : squares; s < t1; ++s) {
+      for (index c = s < squares ? blocks : 0; c < width; ++c) {
         panel[s * width + c] = c < valid ? source[s * terms_stride + c * outputs_stride] : T(0);
       }
     }

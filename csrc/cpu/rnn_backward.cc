@@ -2,15 +2,19 @@
 // of d_w (sum_order.h), about 256 rows, so that its d_sum (the gradient at tanh's argument) is in cache for all uses:
 //
 //   1. the sequential part, over blocks of batch rows:    d_sum of every (step, row) of the chunk
-//   2. d_x, d_b, and the operands of 3 repacked:          2 n H I FLOPs
+//   2. d_x, d_b, and the operands of 3 repacked:          2 n H I FLOPs (projected x: d_x is d_sum)
 //   3. d_w_ih and d_w_hh, over panels of columns:         2 n H (I + H) FLOPs
 //
 // Only h is saved: tanh' = 1 - h^2. Memory beside the outputs: the packed weights, and for
 // one chunk d_sum twice, x and h.
+//
+// With leaky units, activations.h computes the activations of a chunk first: 2 n H (I + H) FLOPs more, and memory for
+// the packed weights of the forward pass and for two more d_sum.
 
 #include <cmath>
 #include <cstring>
 
+#include "activations.h"
 #include "faults.h"
 #include "float_environment.h"
 #include "pack_parallel.h"
@@ -19,6 +23,7 @@
 #include "split.h"
 #include "step_team.h"
 #include "sum_order.h"
+#include "units.h"
 #include "workspace.h"
 
 namespace fastrnn {
@@ -45,9 +50,10 @@ public:
         slices_(step_slices(p_.shape, threads_, k_.tile_columns, p_.tuning.slices)),
         blocks_(split_rows(p_.shape.B, slices_ > 1 ? 1 : threads_, k_.tile_rows, p_.tuning.row_block)),
         chunk_(gradient_steps(p_.shape.B) + (fault(Fault::d_w_blocks_by_threads) && threads_ > 1 ? 1 : 0)),
-        row_(padded_row<T>(p_.shape.H)) {
+        row_(padded_row<T>(p_.shape.H)),
+        activations_(problem, kernels) {
     const Shape& n = p_.shape;
-    const bool weights = needs_weights();
+    const bool weights = needs_weights(), operands = weights || leaky();
     const index steps = chunk_ < order_.steps() ? chunk_ : order_.steps();
     const index lines = largest_chunk();
     const bool pack_now = worth_packing(order_.steps(), n.B, k_.tile_rows);
@@ -55,18 +61,24 @@ public:
     const auto w_ih_t = memory_.take<T>(pack_now && p_.d_x.data ? packed_size(k_, n.H, n.I) : 0);
     const auto d_sum = memory_.take<T>(checked_product(lines, row_));
     const auto carry = memory_.take<T>(order_.steps() > chunk_ ? checked_product(n.B, row_) : 0);
-    const auto d_state = memory_.take<T>(p_.options.keep_mask ? checked_product(n.B, n.H) : 0);
+    const auto d_state = memory_.take<T>(p_.options.keep_mask || leaky() ? checked_product(n.B, n.H) : 0);
     const auto first_line = memory_.take<index>(steps + 1);
     const index tiles = (n.H + k_.tile_rows - 1) / k_.tile_rows;
     const auto d_sum_tiles = memory_.take<T>(weights ? checked_product(lines, tiles * k_.tile_rows) : 0);
     const auto x_panels = memory_.take<T>(p_.d_w_ih.data ? checked_product(packed_size(k_, 1, n.I), lines) : 0);
     const auto h_panels = memory_.take<T>(p_.d_w_hh.data ? checked_product(packed_size(k_, 1, n.H), lines) : 0);
-    const auto x_rows = memory_.take<const T*>(weights ? lines : 0);
-    const auto h_rows = memory_.take<const T*>(weights ? lines : 0);
-    const auto mask_rows = memory_.take<const T*>(weights && p_.options.recurrent_mask ? lines : 0);
-    copy_states_ = weights && (p_.output.unit != 1 || (p_.h_0.data && p_.h_0.unit != 1));
-    const auto lost = memory_.take<T>(p_.d_b.data ? n.H : 0);
+    const auto x_rows = memory_.take<const T*>(operands ? lines : 0);
+    const auto h_rows = memory_.take<const T*>(operands ? lines : 0);
+    const auto mask_rows = memory_.take<const T*>(operands && p_.options.recurrent_mask ? lines : 0);
+    copy_states_ = operands && (p_.output.unit != 1 || (p_.h_0.data && p_.h_0.unit != 1));
+    const bool fresh = !p_.accumulate;
+    const auto lost = memory_.take<T>(p_.d_b.data && fresh ? n.H : 0);
     const auto state_copy = memory_.take<T>(copy_states_ ? checked_product(lines, n.H) : 0);
+    const index leaky_units = leaky() ? n.H : 0;
+    const auto alpha = memory_.take<T>(leaky_units), leak = memory_.take<T>(leaky_units);
+    const auto d_alpha = memory_.take<T>(p_.d_alpha.data ? checked_product(lines, row_) : 0);
+    const auto lost_of_alpha = memory_.take<T>(p_.d_alpha.data && fresh ? n.H : 0);
+    if (leaky()) activations_.take(memory_, lines, row_, pack_now);
     memory_.allocate();
 
     w_hh_t_ = Weights<T>{nullptr, p_.w_hh.data, p_.w_hh.row, p_.w_hh.unit};
@@ -81,7 +93,7 @@ public:
     }
     d_sum_ = memory_[d_sum];
     carry_ = memory_[carry];
-    d_state_ = p_.options.keep_mask ? memory_[d_state] : nullptr;
+    d_state_ = p_.options.keep_mask || leaky() ? memory_[d_state] : nullptr;
     first_line_ = memory_[first_line];
     d_sum_tiles_ = memory_[d_sum_tiles];
     x_panels_ = memory_[x_panels];
@@ -90,17 +102,21 @@ public:
     h_rows_ = memory_[h_rows];
     mask_rows_ = p_.options.recurrent_mask ? memory_[mask_rows] : nullptr;
     state_copy_ = memory_[state_copy];
-    lost_ = memory_[lost];
+    lost_ = fresh ? memory_[lost] : p_.b_lost;
+    if (!leaky()) return;
+    alpha_ = memory_[alpha];
+    leak_ = memory_[leak];
+    split_leak(alpha_, leak_, n.H, p_.options.alpha);
+    d_alpha_ = p_.d_alpha.data ? memory_[d_alpha] : nullptr;
+    lost_of_alpha_ = fresh ? memory_[lost_of_alpha] : p_.alpha_lost;
+    activations_.use(memory_, threads_, control_);
   }
 
   void run() {
     clear_outputs();
     if (order_.total() > 0) run_chunks();
-    if (p_.d_b.data && !fault(Fault::d_b_block_rounding_dropped)) {
-      for (index j = 0; j < p_.shape.H; ++j) {
-        if (std::isfinite(lost_[j])) p_.d_b.data[j] += lost_[j];  // else d_b is infinite or NaN already
-      }
-    }
+    if (p_.d_b.data && !p_.accumulate && !fault(Fault::d_b_block_rounding_dropped)) give_back(p_.d_b.data, lost_);
+    if (p_.d_alpha.data && !p_.accumulate) give_back(p_.d_alpha.data, lost_of_alpha_);
     if (p_.d_h_0.data) {
       for (index r = order_.active(0); r < p_.shape.B; ++r) copy_last_to_first(r);
     }
@@ -121,6 +137,14 @@ private:
   }
 
   bool needs_weights() const { return p_.d_w_ih.data || p_.d_w_hh.data; }
+  bool leaky() const { return p_.options.alpha.data != nullptr; }
+
+  // What the additions to a sum of blocks rounded away; where it is not finite, the sum is infinite or NaN already
+  void give_back(T* sum, const T* lost) const {
+    for (index j = 0; j < p_.shape.H; ++j) {
+      if (std::isfinite(lost[j])) sum[j] += lost[j];
+    }
+  }
 
   index largest_chunk() const {
     index largest = 0;
@@ -137,7 +161,17 @@ private:
   // The weight gradients of the first chunk are stored, not added: nothing to clear for them where there are steps.
   void clear_outputs() const {
     const Shape& n = p_.shape;
-    const auto clear = [](T* at, index count) { std::memset(at, 0, sizeof(T) * static_cast<std::size_t>(count)); };
+    if (!p_.accumulate) clear_sums();
+    if (!p_.d_x.data || order_.packed() || fault(Fault::d_x_not_cleared)) return;
+    for (index r = 0; r < n.B; ++r) {
+      for (index t = order_.length(r); t < n.T; ++t) clear(order_.at(p_.d_x, t, r), p_.projected ? n.H : n.I);
+    }
+  }
+
+  static void clear(T* at, index count) { std::memset(at, 0, sizeof(T) * static_cast<std::size_t>(count)); }
+
+  void clear_sums() const {
+    const Shape& n = p_.shape;
     for (index j = 0; j < n.H && order_.total() == 0; ++j) {
       if (p_.d_w_ih.data) clear(p_.d_w_ih.data + j * p_.d_w_ih.row, n.I);
       if (p_.d_w_hh.data) clear(p_.d_w_hh.data + j * p_.d_w_hh.row, n.H);
@@ -146,9 +180,9 @@ private:
       clear(p_.d_b.data, n.H);
       clear(lost_, n.H);
     }
-    if (!p_.d_x.data || order_.packed() || fault(Fault::d_x_not_cleared)) return;
-    for (index r = 0; r < n.B; ++r) {
-      for (index t = order_.length(r); t < n.T; ++t) clear(order_.at(p_.d_x, t, r), n.I);
+    if (p_.d_alpha.data) {
+      clear(p_.d_alpha.data, n.H);
+      clear(lost_of_alpha_, n.H);
     }
   }
 
@@ -160,8 +194,9 @@ private:
     for (index j = 0; j < p_.shape.H; ++j) to[j] = from ? from[j * p_.d_h_n.unit] : T(0);
   }
 
-  // d_sum of (s, r) in this chunk: steps descend, rows ascend
-  T* d_sum(index s, index r) const { return d_sum_ + (first_line_[s - begin_] + r) * row_; }
+  // Of (s, r) in this chunk: steps descend, rows ascend
+  index line_of(index s, index r) const { return first_line_[s - begin_] + r; }
+  T* d_sum(index s, index r) const { return d_sum_ + line_of(s, r) * row_; }
 
   void run_chunk(index begin, index end) {
     begin_ = begin;
@@ -170,6 +205,11 @@ private:
     for (index s = end - 1; s >= begin; --s) {
       first_line_[s - begin] = lines_;
       lines_ += order_.active(s);
+    }
+    if (needs_weights() || leaky()) gather_operands();
+    if (leaky()) {
+      compute_activations();
+      if (control_.stopped(true)) return;
     }
     if (slices_ > 1 && blocks_.count == 1) {
       run_together();
@@ -181,6 +221,15 @@ private:
     middle_phase();
     if (fault(Fault::d_w_block_skipped) && begin == 0 && end < order_.steps()) return;
     if (needs_weights() && !control_.stopped(true)) weight_phase();
+  }
+
+  void compute_activations() {
+    constexpr index rows = Activations<T>::most_rows;
+    parallel_for((lines_ + rows - 1) / rows, threads_, control_, [&](index group, int worker) {
+      if (control_.stopped(worker == 0)) return;
+      const index first = group * rows;
+      activations_.compute(first, first + rows < lines_ ? first + rows : lines_, x_rows_, h_rows_, mask_rows_);
+    });
   }
 
   // ---- 1. the sequential part
@@ -247,6 +296,8 @@ private:
     const T* mask[most_block_rows];
     const T* d_output[most_block_rows];
     const T* h[most_block_rows];
+    const T* entered[most_block_rows];
+    T* d_alpha[most_block_rows];
     const unsigned char* cut[most_block_rows];
     const unsigned char* keep_next[most_block_rows];
     const unsigned char* keep[most_block_rows];
@@ -278,6 +329,11 @@ private:
       if (o.keep_mask) keep[i] = o.keep_mask + order_.position(t, r) * H;
       h[i] = order_.at(p_.output, fault(Fault::slope_of_the_step_before) && s == 3 ? order_.time(2, r) : t, r);
       to[i] = d_sum(s, r);
+      if (!leaky()) continue;
+      const index line = line_of(s, r);
+      if (!fault(Fault::slope_of_the_leaky_state) || p_.output.unit != 1) h[i] = activations_.row(line);
+      entered[i] = fault(Fault::d_alpha_without_the_state) ? nullptr : h_rows_[line];
+      if (d_alpha_) d_alpha[i] = d_alpha_ + line * row_;
     }
     BackwardStep<T> step;
     step.rows = last - first;
@@ -289,6 +345,7 @@ private:
       step.mask = o.recurrent_mask && !fault(Fault::recurrent_mask_ignored_in_backward) ? mask : nullptr;
       step.cut = o.reset && !fault(Fault::reset_ignored_in_backward) ? cut : nullptr;
       step.keep_next = o.keep_mask && !fault(Fault::keep_mask_gradient_dropped) ? keep_next : nullptr;
+      step.leak = fault(Fault::leak_gradient_dropped) ? nullptr : leak_;
     } else if (p_.d_h_n.data) {
       step.last = fault(Fault::d_h_n_dropped) && s + 1 < order_.steps() ? nullptr : end;
       step.last_unit = p_.d_h_n.unit;
@@ -299,7 +356,10 @@ private:
       step.d_output = p_.d_output.data && !lost ? d_output : nullptr;
       step.d_output_unit = p_.d_output.unit;
       step.h = h;
-      step.h_unit = p_.output.unit;
+      step.h_unit = leaky() ? 1 : p_.output.unit;
+      step.alpha = alpha_;
+      step.p = entered;
+      step.d_alpha = d_alpha_ ? d_alpha : nullptr;
       step.keep = o.keep_mask && !fault(Fault::keep_mask_ignored_in_d_sum) ? keep : nullptr;
     }
     step.d_sum = to;
@@ -312,12 +372,11 @@ private:
   // ---- 2. what depends on d_sum alone, and the operands of 3
 
   void middle_phase() {
-    if (needs_weights()) gather_operands();
     const index groups = (lines_ + group_lines - 1) / group_lines;
     const index tiles = (p_.shape.H + k_.tile_rows - 1) / k_.tile_rows;
     const index tile_tasks = needs_weights() ? (tiles + tiles_a_task - 1) / tiles_a_task : 0;
-    const index bias_tasks = p_.d_b.data ? 1 : 0;
-    parallel_for(groups + tile_tasks + bias_tasks, threads_, control_, [&](index task, int worker) {
+    const index unit_tasks = (p_.d_b.data ? 1 : 0) + (d_alpha_ ? 1 : 0);
+    parallel_for(groups + tile_tasks + unit_tasks, threads_, control_, [&](index task, int worker) {
       if (control_.stopped(worker == 0)) return;
       if (task < groups) {
         const index first = task * group_lines;
@@ -329,8 +388,10 @@ private:
         const index tile = (task - groups) * tiles_a_task;
         k_.pack_tiles(d_sum_tiles_, d_sum_, lines_, row_, p_.shape.H, tile,
                       tile + tiles_a_task < tiles ? tile + tiles_a_task : tiles);
-      } else {
+      } else if (p_.d_b.data && task == groups + tile_tasks) {
         k_.bias_gradient(p_.d_b.data, lost_, d_sum_, lines_, row_, p_.shape.H);
+      } else {
+        k_.bias_gradient(p_.d_alpha.data, lost_of_alpha_, d_alpha_, lines_, row_, p_.shape.H);
       }
     });
   }
@@ -352,6 +413,11 @@ private:
       from[line - first] = d_sum_ + line * row_;
       to[line - first] = order_.at(p_.d_x, order_.time(s, r), r);
     });
+    if (p_.projected) {
+      const auto bytes = sizeof(T) * static_cast<std::size_t>(p_.shape.H);
+      for (index i = 0; i < last - first; ++i) std::memcpy(to[i], from[i], bytes);
+      return;
+    }
     RowProduct<T> product;
     product.rows = last - first;
     product.terms = p_.shape.H;
@@ -395,7 +461,7 @@ private:
       g.columns = width - g.column < columns ? width - g.column : columns;
       g.d_w = d_w.data;
       g.d_w_row = d_w.row;
-      g.add = end_ < order_.steps();
+      g.add = (p_.accumulate && !(hh && fault(Fault::sums_begin_again))) || end_ < order_.steps();
       k_.weight_gradient(g);
     });
   }
@@ -446,6 +512,7 @@ private:
   RowBlocks blocks_;
   index chunk_;  // steps
   index row_;    // elements between d_sum rows
+  Activations<T> activations_;
   Workspace memory_;
   Weights<T> w_hh_t_, w_ih_t_;
   T* d_sum_ = nullptr;
@@ -459,7 +526,11 @@ private:
   const T** h_rows_ = nullptr;
   const T** mask_rows_ = nullptr;
   T* state_copy_ = nullptr;
-  T* lost_ = nullptr;  // what the additions to d_b rounded away
+  T* lost_ = nullptr;           // what the additions to d_b rounded away
+  T* alpha_ = nullptr;          // these four with leaky units alone
+  T* leak_ = nullptr;           // 1 - alpha
+  T* d_alpha_ = nullptr;        // what each of the chunk's lines adds to the gradient
+  T* lost_of_alpha_ = nullptr;  // what these additions rounded away
   bool copy_states_ = false;
   index begin_ = 0, end_ = 0, lines_ = 0;  // this chunk: steps [begin_, end_), their rows
 };

@@ -22,13 +22,27 @@ FN void finish_row(const BackwardStep<T>& a, index row, index column, index colu
   }
   if (a.keep_next && !cut) {
     const unsigned char* keep = a.keep_next[row] + column;
-    for (index c = 0; c < columns; ++c) sum[c] += keep[c] ? d_state[c] : T(0);
+    const T* leak = a.leak ? a.leak + column : nullptr;
+    for (index c = 0; c < columns; ++c) sum[c] += keep[c] ? d_state[c] : leak ? leak[c] * d_state[c] : T(0);
+  } else if (a.leak && !cut) {
+    for_each_vector<T>(columns, [&](index c, index n) {
+      const auto passed = S::mul(load_lanes(a.leak + column + c, n), load_lanes(d_state + c, n));
+      S::store(sum + c, S::add(S::load(sum + c), passed));
+    });
   }
   for_each_vector<T>(columns, [&](index c, index n) {
     auto d = S::load(sum + c);
     if (last) d = S::add(d, load_strided(last + c * a.last_unit, a.last_unit, n));
     if (d_output) d = S::add(d, load_strided(d_output + c * a.d_output_unit, a.d_output_unit, n));
     if (d_state) store_lanes(d_state + c, d, n);
+    if (a.alpha) {
+      if (a.d_alpha) {
+        auto change = load_lanes(h + c, n);
+        if (a.p[row]) change = S::sub(change, load_lanes(a.p[row] + column + c, n));
+        store_lanes(a.d_alpha[row] + column + c, S::mul(d, change), n);
+      }
+      d = S::mul(d, load_lanes(a.alpha + column + c, n));
+    }
     if (h) {
       const auto hv = load_strided(h + c * a.h_unit, a.h_unit, n);
       d = a.relu ? S::zero_where_not_positive(d, hv) : S::mul(d, S::fnma(hv, hv, S::set(T(1))));
@@ -38,6 +52,8 @@ FN void finish_row(const BackwardStep<T>& a, index row, index column, index colu
   if (a.keep) {
     const unsigned char* keep = a.keep[row] + column;
     for (index c = 0; c < columns; ++c) d_sum[c] = keep[c] ? T(0) : d_sum[c];
+    T* d_alpha = a.d_alpha && !fault(Fault::keep_mask_ignored_in_d_alpha) ? a.d_alpha[row] + column : nullptr;
+    for (index c = 0; d_alpha && c < columns; ++c) d_alpha[c] = keep[c] ? T(0) : d_alpha[c];
   }
 }
 
@@ -56,7 +72,7 @@ FN void finish_plain_row(const T* sum, const T* d_output, const T* h, T* d_sum, 
 template <class T>
 static void backward_step(const BackwardStep<T>& a) {
   const bool plain = a.d_output && a.d_output_unit == 1 && a.h && a.h_unit == 1 && !a.relu && !a.last && !a.mask &&
-                     !a.cut && !a.d_state;
+                     !a.cut && !a.d_state;  // leaky units have a d_state
   const auto begin = [&](T* s, const TileAt& at) {
     clear_sums(s, at.rows * at.width);
     prefetch_rows<T>(a.d_output, at.row, at.rows, at.column, at.columns, a.d_output_unit);

@@ -2,6 +2,7 @@
 //
 // Per step of n rows: 2 n H (I + H) FLOPs; the packed weights stream once from the cache that holds them. For small
 // blocks the input projection is hoisted: done for many time steps at once, left in the output, and picked up there.
+// An x that is projected already takes that way too, with an addition for the product.
 
 #include <cstring>
 
@@ -13,6 +14,7 @@
 #include "split.h"
 #include "step_team.h"
 #include "sum_order.h"
+#include "units.h"
 #include "workspace.h"
 
 namespace fastrnn {
@@ -54,6 +56,8 @@ public:
     if (pack_now) parts = take_packed(memory_, k_, n);
     const auto bias = memory_.take<T>(n.H + k_.lanes);
     const auto zero = memory_.take<T>(n.H);
+    const index leaky = p_.options.alpha.data ? n.H : 0;
+    const auto alpha = memory_.take<T>(leaky), leak = memory_.take<T>(leaky);
     const auto h_0 = memory_.take<T>(p_.h_0.data && p_.h_0.unit != 1 ? checked_product(n.B, n.H) : 0);
     const index lines = checked_product(most_block_rows, threads_);
     const auto x_rows = memory_.take<T>(p_.x.unit != 1 ? checked_product(lines, n.I) : 0);
@@ -69,11 +73,11 @@ public:
       w_hh_.packed = memory_[parts.w_hh];
     }
     bias_ = memory_[bias];
-    for (index j = 0; j < n.H + k_.lanes; ++j) {
-      const bool given = j < n.H;
-      const T ih = given && p_.b_ih.data ? p_.b_ih.data[j * p_.b_ih.unit] : T(0);
-      const T hh = given && p_.b_hh.data ? p_.b_hh.data[j * p_.b_hh.unit] : T(0);
-      bias_[j] = fault(Fault::bias_dropped) && j == n.H - 1 ? ih : ih + hh;
+    sum_biases(bias_, n.H + k_.lanes, n.H, p_.b_ih, p_.b_hh);
+    if (leaky > 0) {
+      alpha_ = memory_[alpha];
+      leak_ = memory_[leak];
+      split_leak(alpha_, leak_, n.H, p_.options.alpha);
     }
     zero_ = memory_[zero];
     std::memset(zero_, 0, sizeof(T) * static_cast<std::size_t>(n.H));
@@ -128,7 +132,8 @@ private:
     const Columns units{0, p_.shape.H};
     const index rows = last - first;
     const index steps = order_.active_in(0, first, last) > 0 ? order_.length(first) : 0;
-    const bool hoist = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows;
+    const bool by_size = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows;
+    const bool hoist = by_size || p_.projected;
     index chunk = hoist ? most_block_rows / rows : steps_per_check(flops_per_row_ * static_cast<double>(rows));
     if (p_.tuning.chunk_steps > 0 && p_.tuning.chunk_steps < chunk) chunk = p_.tuning.chunk_steps;
     const index rows_at_once = rows_per_check(flops_per_row_, k_.tile_rows);
@@ -172,10 +177,15 @@ private:
       const index active = order_.active_in(s, first, last);
       for (index r = first; r < first + active; ++r, ++lines) {
         const index t = order_.time(s, r);
-        x[lines] = x_row(t, r, lines, worker);
         out[lines] = order_.at(p_.output, t, r);
+        if (p_.projected) {
+          seed_sum(out[lines], bias_, order_.at(p_.x, t, r), p_.x.unit, units);
+        } else {
+          x[lines] = x_row(t, r, lines, worker);
+        }
       }
     }
+    if (p_.projected) return;
     RowProduct<T> product;
     product.rows = lines;
     product.terms = p_.shape.I;
@@ -230,6 +240,8 @@ private:
     step.state = state;
     step.kept = kept;
     step.keep = o.keep_mask ? keep : nullptr;
+    step.alpha = alpha_;
+    step.leak = leak_;
     step.out = out;
     step.w_ih = w_ih_;
     step.w_hh = w_hh_;
@@ -252,6 +264,8 @@ private:
   Weights<T> w_ih_, w_hh_;
   T* bias_ = nullptr;
   T* zero_ = nullptr;
+  T* alpha_ = nullptr;
+  T* leak_ = nullptr;  // 1 - alpha
   Matrix<const T> h_0_;
   T* x_rows_ = nullptr;
   T* masked_ = nullptr;

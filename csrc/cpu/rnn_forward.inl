@@ -1,5 +1,5 @@
 // One step of the recurrence for a block of rows: the input product (or what a hoisted one left in out), the state
-// product, the activation and zoneout, in registers and a buffer in the first cache level; h is written once.
+// product, the activation, leak and zoneout, in registers and a buffer in the first cache level; h is written once.
 
 template <class T>
 FN void activate(T* s, index count, bool relu) {
@@ -12,6 +12,17 @@ FN void activate(T* s, index count, bool relu) {
       S::store(s + i, S::zero_where_not_positive(v, v));
     }
   }
+}
+
+// s = leak * kept + alpha * s for `columns` units of one row
+template <class T>
+FN void leak_row(const T* alpha, const T* leak, const T* kept, T* s, index columns) {
+  using S = Vec<T>;
+  for_each_vector<T>(columns, [&](index c, index n) {
+    const bool lost = fault(Fault::leak_tail_lost) && n < S::lanes;
+    const auto stays = lost ? S::set(T(0)) : S::mul(load_lanes(leak + c, n), load_lanes(kept + c, n));
+    S::store(s + c, S::fma(load_lanes(alpha + c, n), S::load(s + c), stays));
+  });
 }
 
 template <class T>
@@ -33,6 +44,9 @@ static void forward_step(const ForwardStep<T>& a) {
     activate(s, at.rows * at.width, a.relu);
     for (index r = 0; r < at.rows; ++r) {
       T* out = a.out[at.row + r] + at.column;
+      if (a.alpha) {
+        leak_row(a.alpha + at.column, a.leak + at.column, a.kept[at.row + r] + at.column, s + r * at.width, at.columns);
+      }
       for_each_vector<T>(at.columns, [&](index c, index n) { store_lanes(out + c, S::load(s + r * at.width + c), n); });
       if (a.keep) {
         const unsigned char* keep = a.keep[at.row + r] + at.column;

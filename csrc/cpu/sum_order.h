@@ -3,12 +3,13 @@
 //
 // z    = b; then for each block of sum_block(I) consecutive k of x, ascending: z += chain(block); then the same over
 //        the state with sum_block(H). A chain is one ascending sequence of FMAs that starts from 0.
-// d_h, d_x likewise over j in blocks of sum_block(H), from 0; then the recurrent mask; then what zoneout passes on;
-//        then d_output. d_x has the sum alone.
+// d_h, d_x likewise over j in blocks of sum_block(H), from 0; then the recurrent mask; then what zoneout or the leak
+//        passes on; then d_output. d_x has the sum alone.
 // d_w: blocks of gradient_steps(B) whole time steps, counted from the last processed step backwards. The rows of a
 //        block, steps descending, rows ascending in length order, are cut into chains of gradient_chain rows. The sum
 //        of a block is its chains added in order, from 0; d_w is the blocks added in order, from 0.
-// d_b: likewise with chains of bias_chain rows; what rounding loses when blocks are added is summed and added last.
+// d_b, d_alpha: likewise with chains of bias_chain rows; what rounding loses when blocks are added is summed and added
+//        last.
 #pragma once
 
 #include "../rnn.h"

@@ -20,8 +20,15 @@ public:
   CallControl(Interrupted interrupted, void* context)
       : interrupted_(interrupted), context_(context), next_(std::chrono::steady_clock::now() + period) {}
 
+  // For a task that makes calls of its own: stops with the whole. `caller`: the task runs on the whole's caller.
+  CallControl(CallControl& whole, bool caller) : CallControl(nullptr, nullptr) {
+    whole_ = &whole;
+    callers_ = caller;
+  }
+
   // From any thread: true once the call shall stop. `caller`: this is the thread that made the call.
   bool stopped(bool caller) {
+    if (whole_) return whole_->stopped(caller && callers_);
     if (stop_.load(std::memory_order_relaxed)) return true;
     if (!caller || !interrupted_) return false;
     const auto now = std::chrono::steady_clock::now();
@@ -37,6 +44,8 @@ private:
   void* context_;
   std::chrono::steady_clock::time_point next_;
   std::atomic<bool> stop_{false};
+  CallControl* whole_ = nullptr;
+  bool callers_ = false;
 };
 
 // worker: 0 for the caller, else 1 .. threads - 1. Tasks must not throw.

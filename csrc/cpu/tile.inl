@@ -93,21 +93,35 @@ static void add_blocks(T* s, const T* const* a, index first, index terms, index 
 template <class T>
 using AddBlocks = void (*)(T*, const T* const*, index, index, index, const T*, index);
 
+// The tiles there are: up to one panel wide; groups of panels for few rows; one vector for more rows, whose single
+// chains would not hide the FMA's latency otherwise.
+template <class T, unsigned R, unsigned W>
+FN AddBlocks<T> add_blocks_if_any() {
+  using G = Tile<T>;
+  constexpr bool in_panel = W <= static_cast<unsigned>(G::panel_vectors) && (R <= G::rows || W == 1);
+  constexpr bool group = (W == 4 && R <= 3) || (W == 6 && R <= 2 && G::panel_vectors == 2) || (W == 8 && R <= 2);
+  if constexpr (in_panel || group) {
+    return add_blocks<T, R, W>;
+  } else {
+    return nullptr;
+  }
+}
+
 template <class T, unsigned R>
 static AddBlocks<T> add_blocks_wide(index vectors) {
   switch (vectors) {
     case 1:
-      return add_blocks<T, R, 1>;
+      return add_blocks_if_any<T, R, 1>();
     case 2:
-      return add_blocks<T, R, 2>;
+      return add_blocks_if_any<T, R, 2>();
     case 3:
-      return Tile<T>::panel_vectors == 4 ? add_blocks<T, R, 3> : nullptr;
+      return add_blocks_if_any<T, R, 3>();
     case 4:
-      return Tile<T>::panel_vectors == 4 || R <= 3 ? add_blocks<T, R, 4> : nullptr;
+      return add_blocks_if_any<T, R, 4>();
     case 6:
-      return Tile<T>::panel_vectors == 2 && R <= 2 ? add_blocks<T, R, 6> : nullptr;
+      return add_blocks_if_any<T, R, 6>();
     case 8:
-      return R <= 2 ? add_blocks<T, R, 8> : nullptr;
+      return add_blocks_if_any<T, R, 8>();
     default:
       return nullptr;
   }
@@ -127,8 +141,12 @@ static AddBlocks<T> add_blocks_for(index r, index vectors) {
       return add_blocks_wide<T, 4>(vectors);
     case 5:
       return add_blocks_wide<T, 5>(vectors);
-    default:
+    case 6:
       return add_blocks_wide<T, 6>(vectors);
+    case 7:
+      return add_blocks_wide<T, 7>(vectors);
+    default:
+      return add_blocks_wide<T, 8>(vectors);
   }
 }
 
@@ -201,17 +219,20 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
   using G = Tile<T>;
   alignas(64) T s[G::sum_size];
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
-  const RowTiles tiles = RowTiles::of(rows, most);
-  if (tiles.count == 0) return;
+  const index most_narrow = most == G::rows ? G::narrow_rows : most;
+  const RowTiles wide = RowTiles::of(rows, most), narrow = RowTiles::of(rows, most_narrow);
+  if (rows == 0) return;
   const bool packed = (x.weights.packed || x.terms == 0) && (h.weights.packed || h.terms == 0);
-  const auto pieces = Pieces<T>::of(outputs, packed ? G::group(tiles.size(0)) : G::unpacked_group(tiles.size(0)));
+  const auto pieces = Pieces<T>::of(outputs, packed ? G::group(wide.size(0)) : G::unpacked_group(wide.size(0)));
   const index last = pieces.count() - 1;
   for (index i = 0; i <= last; ++i) {
-    const index piece = descending ? last - i : i;
+    const index missed = fault(Fault::panel_missed_descending) && i == last ? last : 0;
+    const index piece = descending ? last - i + missed : i;
     const index panels = pieces.panels(piece);
     const index column = outputs.first + pieces.panels_before(piece) * G::columns;
     const index columns = panels > 0 ? panels * G::columns : outputs.last - column;
     const index vectors = panels > 0 ? panels * G::panel_vectors : (columns + G::lanes - 1) / G::lanes;
+    const RowTiles& tiles = vectors == 1 ? narrow : wide;
     TileAt at{0, 0, column, columns, vectors * G::lanes};
     for (index tile = 0; tile < tiles.count; ++tile, at.row += at.rows) {
       at.rows = tiles.size(tile);

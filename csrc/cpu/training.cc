@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "faults.h"
 #include "float_environment.h"
 
 namespace fastrnn {
@@ -27,12 +28,13 @@ void adam_part(const AdamStep<T>& s, index first, index last) {
 #endif
   for (index i = first; i < last; ++i) {
     const T value = p[i] * s.keep;
-    const T g = grad[i] + s.decay * value;
+    const T g = fault(Fault::adam_decay_dropped) ? grad[i] : grad[i] + s.decay * value;
     const T m = mean[i] + s.one_minus_b1 * (g - mean[i]);
     const T v = s.b2 * square[i] + s.one_minus_b2 * (g * g);
+    const T along = fault(Fault::adam_mean_of_the_step_before) ? mean[i] : m;
     mean[i] = m;
     square[i] = v;
-    p[i] = value - s.rate * (m / (s.correction * std::sqrt(v) + s.eps));
+    p[i] = value - s.rate * (along / (s.correction * std::sqrt(v) + s.eps));
   }
 }
 
@@ -44,8 +46,10 @@ void adam_step(const AdamStep<T>& step, int threads, CallControl& control) {
   const index tasks = (step.count + chunk - 1) / chunk;
   parallel_for(tasks, useful(threads, step.count), control, [&](index task, int) {
     const DefaultFloatEnvironment of_this_thread;
+    if (fault(Fault::adam_block_missed) && threads > 1 && task == tasks - 1) return;
+    const index end = fault(Fault::adam_last_element_missed) ? step.count - 1 : step.count;
     const index first = task * chunk;
-    adam_part(step, first, first + chunk < step.count ? first + chunk : step.count);
+    adam_part(step, first, first + chunk < end ? first + chunk : end);
   });
 }
 
@@ -56,11 +60,13 @@ void sum_segments(T* sums, const T* rows, const std::int64_t* order, const std::
   const index elements = static_cast<index>(first[segments]) * columns;
   parallel_for((segments + at_once - 1) / at_once, useful(threads, elements), control, [&](index task, int) {
     const DefaultFloatEnvironment environment;
+    if (fault(Fault::segment_block_missed) && threads > 1 && task > 0) return;
     const index last = (task + 1) * at_once < segments ? (task + 1) * at_once : segments;
     for (index s = task * at_once; s < last; ++s) {
       T* const to = sums + s * columns;
-      for (index j = 0; j < columns; ++j) to[j] = 0;
-      for (std::int64_t i = first[s]; i < first[s + 1]; ++i) {
+      for (index j = 0; j < columns && !fault(Fault::segment_not_cleared); ++j) to[j] = 0;
+      const std::int64_t end = first[s + 1] - (fault(Fault::segment_last_row_missed) && s == segments - 1 ? 1 : 0);
+      for (std::int64_t i = first[s]; i < end; ++i) {
         const T* const from = rows + static_cast<index>(order[i]) * columns;
         for (index j = 0; j < columns; ++j) to[j] += from[j];
       }
@@ -77,13 +83,16 @@ void max_over_time(T* top, std::int64_t* at, const T* x, const std::int64_t* len
     T* const best = top + b * P;
     std::int64_t* const where = at + b * P;
     for (index j = 0; j < P; ++j) {
-      best[j] = lengths[b] > 0 ? x[b * P + j] : T(0);
+      best[j] = lengths[b] > 0 ? x[b * P + j] : T(fault(Fault::maximum_of_no_steps) ? 1 : 0);
       where[j] = 0;
     }
-    for (index t = 1; t < lengths[b]; ++t) {
+    const std::int64_t steps_of_row = lengths[b] - (fault(Fault::maximum_without_the_last_step) ? 1 : 0);
+    for (index t = 1; t < steps_of_row; ++t) {
       const T* const row = x + (t * B + b) * P;
       for (index j = 0; j < P; ++j) {
-        const bool larger = !(row[j] <= best[j]) && best[j] == best[j];
+        const bool above = fault(Fault::maximum_ignores_nan) ? row[j] > best[j] : !(row[j] <= best[j]);
+        const bool tied = fault(Fault::maximum_takes_the_last_of_equals) && row[j] == best[j];
+        const bool larger = (above || tied) && best[j] == best[j];
         best[j] = larger ? row[j] : best[j];
         where[j] = larger ? t : where[j];
       }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import warnings
@@ -18,14 +19,19 @@ _FILES = {
     ("cpu", "cpp"): "cpp",
     ("cpu", "numba"): "numba_cpu",
     ("cpu", "numpy"): "reference",
+    ("cuda", "cuda"): "cuda",
+    ("cuda", "cupy"): "cupy_gpu",
 }
 # What a backend imports that takes long: looked for by backends(), imported when the backend is first used.
-_HEAVY = {"numba": "numba"}
+_HEAVY = {"numba": "numba", "cupy": "cupy"}
 # How to get what the import of a backend's file missed.
 _GET = {
     "cpp": "to get it, with a C++17 compiler (GCC 11, Clang 12 or newer): "
     "FASTRNN_NATIVE=1 pip install --force-reinstall --no-deps --no-cache-dir .",
     "numba": "to get it: pip install numba",
+    "cuda": "to get it, with nvcc of CUDA 12 or 13: "
+    "FASTRNN_NATIVE=1 FASTRNN_CUDA=ON pip install --force-reinstall --no-deps --no-cache-dir .",
+    "cupy": "to get it: pip install 'fastrnn[cuda13]', or 'fastrnn[cuda12]' for a driver of CUDA 12",
 }
 
 
@@ -41,6 +47,8 @@ class Backend:
 
 
 _loaded: dict[tuple[str, str], Backend] = {}
+# What get() found. Not functools.cache: without the GIL that is locked in each call, and a fork would keep it so.
+_chosen: dict[tuple[str, str], Implementation] = {}
 
 
 def _load(device: str, name: str) -> Backend:
@@ -58,16 +66,29 @@ def _load(device: str, name: str) -> Backend:
 
 def _look(device: str, name: str) -> Backend:
     package = _HEAVY.get(name)
+    if name == "cupy" and "cupy" not in sys.modules and find_spec("cupy") and not _has_driver():
+        return Backend(name, device, available=False, reason="no CUDA driver on this machine")
     if package is None or package in sys.modules or (device, name) in _loaded or find_spec(package) is None:
         return _load(device, name)
     return Backend(name, device, available=True)
+
+
+@cache
+def _has_driver() -> bool:
+    """Whether there is a CUDA driver; it is not initialised, for no process forked after that could use the GPU."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def backends() -> list[Backend]:
     """Every backend that this version knows, the fastest of each device first.
 
     Each has .name, .device, .available and, where it is not available, .reason. The first call loads the native module.
-    Numba is only looked for, not imported; should its import fail, a call made after its first use says why.
+    Numba and CuPy are only looked for, not imported, and so is the CUDA driver; should they fail, a call made after
+    their first use says why.
     """
     return [_look(device, name) for device, name in _FILES]
 
@@ -80,10 +101,12 @@ def get(name: str, device: str = "cpu") -> Implementation:
     """
     if type(name) is not str:
         raise TypeError(f"backend: expected str, got {type(name).__name__}")
-    return _get(name, device)
+    found = _chosen.get((name, device))
+    if found is None:
+        found = _chosen[name, device] = _get(name, device)
+    return found
 
 
-@cache
 def _get(name: str, device: str) -> Implementation:
     argument = "backend"
     if name == "auto":
@@ -113,6 +136,8 @@ def fastest(device: str) -> tuple[Backend, list[str]]:
 
 def _fastest(device: str) -> Implementation:
     backend, missing = fastest(device)
+    if not backend.available:
+        raise RuntimeError(f"backend: expected an available one for device {device!r}, got none: {'; '.join(missing)}")
     if missing:
         message = f"fastrnn runs on the slower backend {backend.name!r} ({'; '.join(missing)}). See `fastrnn info`."
         warnings.warn(message, RuntimeWarning, stacklevel=4)

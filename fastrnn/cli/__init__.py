@@ -1,4 +1,4 @@
-"""The command line: `fastrnn info | check | compare | bench | sentiment`, the same as `python -m fastrnn`.
+"""The command line: `fastrnn info | check | compare | bench | sentiment | torch-node`, the same as `python -m fastrnn`.
 
 Data goes to stdout, log and progress to stderr. Exit codes: 0 right, 1 a check failed, 2 usage, 130 Ctrl-C.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import fastrnn
 
-from . import bench, check, compare, info, sentiment
+from . import bench, check, compare, info, sentiment, torch_node
 from ._common import UsageError
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    for command in (info, check, compare, bench, sentiment):
+    for command in (info, check, compare, bench, sentiment, torch_node):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     try:

@@ -73,6 +73,7 @@ def collect() -> dict[str, Any]:
         "instruction_set": _instruction_set(),
         "threads": _thread_count(),
         "backends": _backends(),
+        "torch_node": _torch_node(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -87,7 +88,13 @@ def _lines(name: str, value: Any) -> list[str]:
             f"{b['name']:<8}{b['device']:<6}{'available' if b['available'] else 'no: ' + b['reason']}"
             for b in value["list"]
         ]
-        return [f"auto takes {value['auto']} ({value['why']})", *rows]
+        on_gpu = value.get("auto_on_cuda")
+        auto = f"auto takes {value['auto']}" + (f", on a GPU {on_gpu}" if on_gpu else "")
+        return [f"{auto} ({value['why']})", *rows]
+    if name == "torch_node":
+        if value["available"]:
+            return [value["path"]]
+        return [value["reason"] + (f"; to compile it: {value['command']}" if value["command"] else "")]
     if name == "instruction_set":
         rows = [f"{isa['name']:<8}{_ability(isa)}" for isa in value["list"]]
         return [f"{value['active']} ({value['why']})", *rows]
@@ -158,17 +165,33 @@ def _backends() -> dict[str, Any]:
     backends = [_registry._load(b.device, b.name) for b in fastrnn.backends()]  # numba is imported here, not looked for
     rows = [{"name": b.name, "device": b.device, "available": b.available, "reason": b.reason} for b in backends]
     found: dict[str, Any] = {
-        "auto": next((b.name for b in backends if b.available), None),
+        "auto": next((b.name for b in backends if b.available and b.device == "cpu"), None),
         "why": "the fastest available",
+        "auto_on_cuda": next((b.name for b in backends if b.available and b.device == "cuda"), None),
     }
     forced = os.environ.get("FASTRNN_BACKEND", "auto")
     if forced != "auto":
         try:
-            _registry.get("auto")
+            _registry.get("auto", next((b.device for b in backends if b.name == forced), "cpu"))
             found = {"auto": forced, "why": "FASTRNN_BACKEND"}
         except (ValueError, RuntimeError) as error:
             found = {"auto": None, "why": str(error)}
     return {**found, "list": rows}
+
+
+def _torch_node() -> dict[str, Any]:
+    """Whether short recorded calls of fastrnn.torch are made by C++."""
+    found: dict[str, Any] = {"available": False, "reason": "PyTorch is not installed", "path": None, "command": None}
+    try:
+        node = import_module("fastrnn.torch.node")
+        switch = node.switch()
+        path, why_not = node.state()
+    except ImportError:
+        return found
+    except (ValueError, OSError, RuntimeError) as error:
+        return {**found, "reason": str(error)}
+    reason = why_not or ("FASTRNN_TORCH_NODE=0" if switch == "0" else None)
+    return {"available": reason is None, "reason": reason, "path": str(path), "command": node.COMMAND}
 
 
 def _cpu() -> dict[str, Any]:

@@ -41,6 +41,7 @@ def add_parser(commands: Any) -> None:
     train.add_argument("--valid", type=Path, metavar="PATH", help="texts to choose the best epoch on; default: a share")
     train.add_argument("--checkpoint", type=Path, metavar="FILE", help="kept after every epoch; found, it is resumed")
     train.add_argument("--vectors", type=Path, metavar="FILE", help="pretrained vectors, GloVe's or word2vec's text")
+    train.add_argument("--start", type=Path, metavar="MODEL", help="go on from this model's words, vectors and RNN")
     _add_settings(train)
     train.set_defaults(run=_train)
 
@@ -94,6 +95,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         ("embedding_size", "numbers a word"), ("hidden_size", "units of the RNN"), ("layers", "of the RNN"),
         ("vocabulary_size", "the most frequent words"), ("longest", "words of a text that are read"),
         ("batch_size", "texts a step"), ("epochs", "at most"),
+        ("runs", "trainings from the same beginning, averaged; for --start"),
     ):  # fmt: skip
         default = getattr(usual, name)
         group.add_argument(_flag(name), type=at_least(1), default=default, help=f"{words}; default {default}")
@@ -136,16 +138,18 @@ def _train(args: argparse.Namespace) -> int:
     data = _read(args, args.data)
     print(f"{len(data)} texts: {_counts(data)}", file=sys.stderr)
     validation = _read(args, str(args.valid), "valid") if args.valid else None
-    start = time.perf_counter()
+    start = _load(args.start, "--start") if args.start else None
+    began = time.perf_counter()
     try:
         model = SentimentClassifier.train(
-            data, settings, validation=validation, vectors=args.vectors, checkpoint=args.checkpoint, progress=True
-        )
+            data, settings, validation=validation, vectors=args.vectors, start=start, checkpoint=args.checkpoint,
+            progress=True,
+        )  # fmt: skip
         model.save(args.out)
     except (ValueError, OSError, FloatingPointError) as error:
         raise UsageError(str(error)) from error
     best = f", the best epoch was {model.history.best}" if model.history.best else ""
-    print(f"trained in {time.perf_counter() - start:.0f} s{best}; wrote {args.out}", file=sys.stderr)
+    print(f"trained in {time.perf_counter() - began:.0f} s{best}; wrote {args.out}", file=sys.stderr)
     if model.report:
         print("on the held-out texts:" if validation is None else f"on {args.valid}:")
         show_evaluation(model.report)
@@ -228,14 +232,14 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, option: str = "--model") -> Any:
     require("safetensors", "sentiment")
     from ..sentiment import SentimentClassifier
 
     try:
         return SentimentClassifier.load(path)
     except (ValueError, OSError) as error:
-        raise UsageError(f"--model: {error}") from error
+        raise UsageError(f"{option}: {error}") from error
 
 
 def _read(args: argparse.Namespace, path: str, split: str | None = None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -56,11 +56,21 @@ class Settings:
     patience: int | None = None
     clip_norm: float = 1.0
     balance: float = 0.0  # class weights (N / (K count))^balance: 1 counts all classes alike
+    runs: int = 1  # trainings from the same parameters, with other batches and dropout, whose results are averaged
     held_out: float = 0.1  # the share of the training texts on which the best epoch is chosen
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "hidden_size", "layers", "vocabulary_size", "longest", "batch_size", "epochs"):
+        for name in (
+            "embedding_size",
+            "hidden_size",
+            "layers",
+            "vocabulary_size",
+            "longest",
+            "batch_size",
+            "epochs",
+            "runs",
+        ):
             _validate.integer(name, getattr(self, name), at_least=1)
         for name in ("dropout", "token_dropout", "balance", "held_out"):
             _validate.probability(name, getattr(self, name))
@@ -115,6 +125,7 @@ class SentimentClassifier:
         *,
         validation: Texts | None = None,
         vectors: Any = None,
+        start: SentimentClassifier | None = None,
         checkpoint: Any = None,
         progress: bool = False,
     ) -> SentimentClassifier:
@@ -123,7 +134,11 @@ class SentimentClassifier:
         The epoch with the highest mean of accuracy and macro F1 on validation is kept, by default on a share
         `held_out` of data that takes no other part. vectors: a file of pretrained vectors (load_vectors); checkpoint
         and progress: as for fit.
-        Raises ValueError for data of fewer than two labels.
+        start: a trained model to go on from, of any labels: its words come before those that only data has, and its
+        vectors and RNN are where training begins; the readout is new.
+        With settings.runs > 1 the parameters are the mean of the runs' (a "model soup", Wortsman et al. 2022: for runs
+        that begin at a trained model), unless the best run has a higher score on validation; history is that run's.
+        Raises ValueError for data of fewer than two labels, and for a start whose sizes are not those of settings.
         """
         settings = Settings() if settings is None else settings
         if len(data) == 0:
@@ -137,8 +152,15 @@ class SentimentClassifier:
         tokens = [tokenizer(text) for text in data.texts]
         at_least = 2 if len(tokens) >= _FEW else 1
         vocabulary = Vocabulary.build(tokens, settings.vocabulary_size, at_least)
+        if start is not None:
+            _same_sizes(start.settings, settings)
+            vocabulary = Vocabulary(
+                [*start.vocabulary.words, *(w for w in vocabulary.words if w not in start.vocabulary)]
+            )
         labels = sorted(set(data.labels))
         one = cls(settings, labels, vocabulary)
+        if start is not None:
+            one._begin_with(start)
         if vectors is not None and one.model.embedding is not None:
             load_vectors(vectors, vocabulary, one.model.embedding.parameters["weight"])
         x = [clip_length(vocabulary.numbers(words), settings.longest) for words in tokens]
@@ -148,26 +170,57 @@ class SentimentClassifier:
         def loss(y: Array, targets: Array) -> tuple[float, Array]:
             return softmax_cross_entropy(y, targets, class_weights=weights)
 
-        targets = one._targets(data.labels)
-        one.history = fit(
-            one.model,
-            Sequences(x, targets),
-            loss,
-            Adam(settings.rate),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            validation=Sequences(one.encode(held.texts), one._targets(held.labels)) if len(held) else None,
-            score=_score if len(held) else None,
-            patience=settings.patience if len(held) else None,
-            schedule=optimizers.linear,
-            clip_norm=settings.clip_norm,
-            seed=settings.seed,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        chosen_on = Sequences(one.encode(held.texts), one._targets(held.labels)) if len(held) else None
+        sequences = Sequences(x, one._targets(data.labels))
+
+        def train_once(run: int) -> History:
+            return fit(
+                one.model,
+                sequences,
+                loss,
+                Adam(settings.rate),
+                epochs=settings.epochs,
+                batch_size=settings.batch_size,
+                validation=chosen_on,
+                score=_score if chosen_on else None,
+                patience=settings.patience if chosen_on else None,
+                schedule=optimizers.linear,
+                clip_norm=settings.clip_norm,
+                seed=settings.seed + (run << 32),
+                checkpoint=f"{checkpoint}.run{run + 1}" if checkpoint is not None and run else checkpoint,
+                progress=progress,
+            )
+
+        one._train_runs(train_once, chosen_on)
         if len(held):
             one.report = one.evaluate(held)
         return one
+
+    def _train_runs(self, train_once: Callable[[int], History], validation: Sequences | None) -> None:
+        """The mean of the parameters of settings.runs trainings, or the best one's where that has a higher score."""
+        if self.settings.runs == 1:
+            self.history = train_once(0)
+            return
+        begin = self.model.state_dict()
+        found = []
+        for run in range(self.settings.runs):
+            self.model.load_state_dict(begin)
+            found.append((train_once(run), self.model.state_dict()))
+        mean = {name: np.mean([state[name] for _, state in found], 0, np.float64) for name in begin}
+        self.model.load_state_dict({name: array.astype(begin[name].dtype) for name, array in mean.items()})
+        if validation is None:
+            self.history = found[0][0]
+            return
+        scores = [max(history["score"]) for history, _ in found]
+        best = int(np.argmax(scores))
+        self.history = found[best][0]
+        if scores[best] > _score(np.asarray(predict(self.model, validation)), np.asarray(validation.targets)):
+            self.model.load_state_dict(found[best][1])
+
+    def _begin_with(self, start: SentimentClassifier) -> None:
+        for name, array in start.model.state_dict().items():
+            if not name.startswith("readout"):
+                self.model.parameters[name][: len(array)] = array  # words of the start are the first rows
 
     def encode(self, texts: Iterable[str]) -> list[Array]:
         """Each text as (T) int32, at most `longest` of them."""
@@ -251,7 +304,8 @@ class SentimentClassifier:
             labels, words = found["labels"], found["words"]
             if not all(isinstance(word, str) for word in [*labels, *words]) or len(set(labels)) != len(labels):
                 raise ValueError("labels or words that are not different texts")
-            settings = Settings(**{f.name: found["settings"][f.name] for f in fields(Settings)})
+            given = {"runs": 1, **found["settings"]}  # which files made before there were runs lack
+            settings = Settings(**{f.name: given[f.name] for f in fields(Settings)})
             _check_sizes(arrays, settings, len(words), len(labels))
             one = cls(settings, labels, Vocabulary(words))
             one.model.load_state_dict(arrays)
@@ -268,6 +322,13 @@ def _score(logits: Array, targets: Array) -> float:
 
     found = logits.argmax(axis=1)
     return 0.5 * float(accuracy_score(targets, found) + f1_score(targets, found, average="macro", zero_division=0.0))
+
+
+def _same_sizes(start: Settings, settings: Settings) -> None:
+    for name in ("embedding_size", "hidden_size", "layers", "bidirectional"):
+        got, expected = getattr(start, name), getattr(settings, name)
+        if got != expected:
+            raise ValueError(f"start: expected a model with {name} {expected}, got one with {got}")
 
 
 def _check_sizes(arrays: dict[str, Array], s: Settings, words: int, labels: int) -> None:

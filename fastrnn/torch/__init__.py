@@ -11,6 +11,8 @@ except ImportError as error:
 
 from .accelerate import Report, accelerate, restore
 from .cell import RNNCell
+from .ensemble import RNNEnsemble
 from .layer import RNN
+from .reduce import truncated_bptt
 
-__all__ = ["RNN", "RNNCell", "Report", "accelerate", "restore"]
+__all__ = ["RNN", "RNNCell", "RNNEnsemble", "Report", "accelerate", "restore", "truncated_bptt"]

@@ -74,8 +74,8 @@ def accelerate(model: nn.Module) -> Report:
 def restore(model: nn.Module) -> Report:
     """Undoes accelerate: its layers are torch.nn's again, the same objects with the same parameters.
 
-    Layers that were made as fastrnn.torch's are not touched. An accelerated layer that was parametrized since is left,
-    and reported: remove the parametrizations first.
+    Layers that were made as fastrnn.torch's are not touched. An accelerated layer that was parametrized since, or got a
+    rate that torch.nn.RNN has not (zoneout, ...), is left, and reported: take that away first.
 
     Returns a Report. Raises TypeError where model is no torch.nn.Module.
     """
@@ -83,7 +83,13 @@ def restore(model: nn.Module) -> Report:
     for name, module in _modules(model):
         if _MARK not in module.__dict__:
             continue
-        if type(module) in _STOCK:
+        rates = getattr(module, "_rates", None)
+        extra = [] if rates is None else list(rates.named)
+        if getattr(module, "alpha", None) is not None:
+            extra.append("alpha")
+        if extra:
+            left[name] = f"torch.nn.RNN has no {' and no '.join(extra)}"
+        elif type(module) in _STOCK:
             del module.__dict__[_MARK]
             module.__class__ = _STOCK[type(module)]
             swapped[name] = module

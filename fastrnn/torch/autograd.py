@@ -6,6 +6,8 @@ The backends get views of the tensors' memory: nothing is copied on the way in o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +16,11 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import Function
 
+from .._backends import ensemble
 from .._backends.options import Array, Implementation, RnnOptions, empty
+from .._parameters import Weights
 from .._threads import override
-from . import dispatch
+from . import dispatch, gpu, leak, node
 
 _NOTHING = torch.empty(0)
 
@@ -28,32 +32,54 @@ def rnn_layer(
 
     x is (T, B, I) or (N, I), h_0 (D, B, H) or None for zeros; there are D options, one for each direction; weights
     are w_ih, w_hh and, unless there are no biases, b_ih, b_hh of each direction. Everything is of one dtype, on the
-    CPU, and fits; autograd sees nothing.
+    CPU, and fits; autograd sees nothing. With leaky units each direction's weights end in alpha (H).
+
+    Of M models at once all tensors, the results too, are (M, ...): weights[1] (M, H, H). They have no alpha.
     """
+    if not x.is_cpu:
+        return gpu.rnn_layer(x, h_0, options, *weights)
     D, each = len(options), len(weights) // len(options)
-    if D == 1 and (found := _layer_of_tensors(x, h_0, options[0], *weights)) is not None:
+    stacked = weights[1].dim() == 3
+    if D == 1 and not stacked and (found := _layer_of_tensors(x, h_0, options[0], *weights)) is not None:
         return found
-    run = cast(Implementation, dispatch.backend()).rnn_forward
+    run = function("rnn_forward", stacked)
     x_, h_0_, arrays = _arrays(x, h_0, *weights)
     token = override.set(torch.get_num_threads())
     try:
         if D == 1:
-            b_ih, b_hh = arrays[2:] or (None, None)
-            output, state = run(x_, None if h_0_ is None else h_0_[0], arrays[0], arrays[1], b_ih, b_hh, options[0])
-            h_n = state.reshape(1, *state.shape)  # of torch's strides, not [None]'s 0
+            option, own = _direction(options[0], arrays)
+            output, state = run(x_, None if h_0_ is None else h_0_[..., 0, :, :], *own, options=option)
+            h_n = _one_way(state)
         else:
-            H, states = len(arrays[1]), []
+            H, states = arrays[1].shape[-1], []
             output = empty((*x_.shape[:-1], D * H), x_.dtype)
             for way in range(D):
-                w_ih, w_hh, *b = arrays[way * each : (way + 1) * each]
-                b_ih, b_hh = b or (None, None)
+                option, own = _direction(options[way], arrays[way * each : (way + 1) * each])
                 half = output[..., way * H : (way + 1) * H]
-                h = None if h_0_ is None else h_0_[way]
-                states.append(run(x_, h, w_ih, w_hh, b_ih, b_hh, options[way], half)[1])
-            h_n = np.stack(states)
+                h = None if h_0_ is None else h_0_[..., way, :, :]
+                states.append(run(x_, h, *own, options=option, out=half)[1])
+            h_n = np.stack(states, -3)
     finally:
         override.reset(token)
     return torch.from_numpy(output), torch.from_numpy(h_n)
+
+
+def function(name: str, stacked: bool) -> Any:
+    """The backend's function of this name, of one model or of many."""
+    functions = cast(Implementation, dispatch.backend())
+    return partial(getattr(ensemble, name), functions) if stacked else getattr(functions, name)
+
+
+def _one_way(states: Array) -> Array:
+    """(..., B, H) as (..., 1, B, H), with torch's strides, not the 0 of [None]."""
+    return states.reshape(*states.shape[:-2], 1, *states.shape[-2:])
+
+
+def _direction(options: RnnOptions, weights: list[Array]) -> tuple[RnnOptions, Weights]:
+    """The options with alpha, and w_ih, w_hh, b_ih, b_hh."""
+    own, alpha = leak.split(weights)
+    w_ih, w_hh, b_ih, b_hh = own if len(own) == 4 else (*own, None, None)
+    return options if alpha is None else replace(options, alpha=alpha), (w_ih, w_hh, b_ih, b_hh)
 
 
 def _sizes(x: Tensor, options: RnnOptions) -> tuple[int, ...] | None:
@@ -61,7 +87,11 @@ def _sizes(x: Tensor, options: RnnOptions) -> tuple[int, ...] | None:
     if options.plain:
         return (*x.shape,)
     sizes = options.batch_sizes
-    if sizes is None or len(sizes) != 1 or not (options.lengths is options.reset is None):
+    if (
+        sizes is None
+        or len(sizes) != 1
+        or not (options.lengths is options.reset is options.recurrent_mask is options.keep_mask is None)
+    ):
         return None
     return (1, *x.shape)
 
@@ -71,7 +101,7 @@ def _layer_of_tensors(
 ) -> tuple[Tensor, Tensor] | None:
     """rnn_layer for one direction, without NumPy's views, which take longer than a short call; None: not possible."""
     run = getattr(dispatch.backend(), "forward_tensors", None)
-    sizes = None if run is None else _sizes(x, options)
+    sizes = None if run is None or len(biases) % 2 else _sizes(x, options)
     if run is None or sizes is None:
         return None
     b_ih, b_hh = biases or (None, None)
@@ -84,6 +114,16 @@ def _layer_of_tensors(
     return output, torch.from_numpy(arrays[1])
 
 
+def keep(ctx: Any, x: Tensor, h_0: Tensor | None, weights: Sequence[Tensor], output: Tensor) -> None:
+    """For _backward. The tape is an alias of the output that does not count modifications, or autograd would refuse
+    them; the witness counts them without holding the memory, so that hooks and checkpoints of saved tensors may free
+    it."""
+    ctx.save_for_backward(x, h_0, *weights, output.data)
+    ctx.witness = witness = output.detach()
+    witness.data = _NOTHING
+    ctx.version = witness._version
+
+
 class RnnLayer(Function):
     """rnn_layer with BPTT as its derivative.
 
@@ -93,20 +133,13 @@ class RnnLayer(Function):
 
     @staticmethod
     def forward(
-        x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor
+        ctx: Any, x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return rnn_layer(x, h_0, options, *weights)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, h_0, ctx.options, *weights = inputs
+        made = rnn_layer(x, h_0, options, *weights)
+        ctx.options = options
         ctx.set_materialize_grads(False)
-        # The tape is an alias of the output that does not count modifications, or autograd would refuse them; the
-        # witness counts them without holding the memory, so that hooks and checkpoints of saved tensors may free it.
-        ctx.save_for_backward(x, h_0, *weights, output[0].data)
-        ctx.witness = output[0].detach()
-        ctx.witness.data = _NOTHING
-        ctx.version = ctx.witness._version
+        keep(ctx, x, h_0, weights, made[0])
+        return made
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -120,6 +153,25 @@ class RnnLayer(Function):
 apply = super(Function, RnnLayer).apply
 
 
+def recorded(x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor) -> Any:
+    """apply, by the compiled node where there is one that takes the tensors."""
+    made = _by_node(x, h_0, options, *weights)
+    return cast(Any, apply)(x, h_0, options, *weights) if made is None else made
+
+
+def unrecorded(x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor) -> Any:
+    """rnn_layer likewise, where there is nothing to record."""
+    made = _by_node(x, h_0, options, *weights)
+    return rnn_layer(x, h_0, options, *weights) if made is None else made
+
+
+def _by_node(x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor) -> Any:
+    option = options[0]
+    if not option.plain or option.reverse or len(options) > 1 or (compiled := node.of(dispatch.backend())) is None:
+        return None
+    return compiled.layer(option.nonlinearity == "relu", x, h_0, *weights)
+
+
 def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
     upstream = (d_output, d_h_n)
     if not (torch.is_grad_enabled() or dispatch.transformed()):
@@ -131,10 +183,18 @@ def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[
         except RuntimeError:  # torch.autograd.grad(is_grads_batched=True) gives tensors without memory
             if not any(torch._C._functorch.is_legacy_batchedtensor(d) for d in upstream if d is not None):
                 raise
-    from . import derivatives  # which is made of this module
+    from . import derivatives, stepwise  # which are made of this module
 
     x, h_0, *weights, _ = ctx.saved_tensors  # the tape has no history, and may have been modified
-    output, _ = derivatives.layer(x, h_0, ctx.options, *weights)
+    if not x.is_cpu:
+        raise NotImplementedError(
+            "create_graph: expected False for tensors on a GPU, of which there are only the first "
+            "derivatives, one by one"
+        )
+    if stepwise.needed(ctx.options, weights):
+        output = None  # of which it makes no use
+    else:
+        output, _ = derivatives.layer(x, h_0, ctx.options, *weights)
     return derivatives.gradients(*upstream, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
 
 
@@ -151,18 +211,20 @@ def rnn_layer_backward(
     weights: Sequence[Tensor],
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, h_0, options (none) and weights: those that are needed."""
+    """The gradients of x, h_0, options (none) and weights: those that are needed. Of M models as rnn_layer."""
     need_x, need_h_0, _, *need_weights = needed
     if d_output is None and d_h_n is None:
         return (None,) * len(needed)
+    if not x.is_cpu:
+        return gpu.rnn_layer_backward(d_output, d_h_n, output, x, h_0, options, weights, needed)
     D, each = len(options), len(weights) // len(options)
-    if D == 1:
-        given = d_output, d_h_n, output, x, h_0, weights[0], weights[1]
-        found = _gradients_of_tensors(needed, options[0], *given)
+    stacked = weights[1].dim() == 3
+    if D == 1 and each % 2 == 0 and not stacked:
+        found = gradients_of_tensors(needed, options[0], d_output, d_h_n, output, x, h_0, *weights[:2])
         if found is not None:
             return found
-    run = cast(Implementation, dispatch.backend()).rnn_backward
-    x_, h_0_, matrices = _arrays(x, h_0, *[w for w in weights if w.dim() == 2])
+    run = function("rnn_backward", stacked)
+    x_, h_0_, arrays = _arrays(x, h_0, *weights)
     output_, d_h_n_, upstream = _arrays(output, d_h_n, *(() if d_output is None else (d_output,)))
     d_output_ = upstream[0] if upstream else None
     H = output_.shape[-1] // D
@@ -173,35 +235,40 @@ def rnn_layer_backward(
     try:
         for way, option in enumerate(options):
             first = way * each
-            w_ih, w_hh = matrices[2 * way : 2 * way + 2]
-            needs = need_weights[first : first + each]
+            own_option, (w_ih, w_hh, b_ih, b_hh) = _direction(option, arrays[first : first + each])
+            needs, need_alpha = leak.split(need_weights[first : first + each])
             wanted = {"x": need_x, "h_0": need_h_0, "w_ih": needs[0], "w_hh": needs[1], "b": any(needs[2:])}
+            wanted["alpha"] = need_alpha
             half = np.s_[..., way * H : (way + 1) * H]
             d = run(
                 None if d_output_ is None else d_output_[half],
-                None if d_h_n_ is None else d_h_n_[way],
+                None if d_h_n_ is None else d_h_n_[..., way, :, :],
                 output_[half],
                 x_,
-                None if h_0_ is None else h_0_[way],
+                None if h_0_ is None else h_0_[..., way, :, :],
                 w_ih,
                 w_hh,
-                option,
+                own_option,
                 tuple(name for name, need in wanted.items() if need),
+                b_ih,
+                b_hh,
             )
             d_x = d.d_x if d_x is None else np.add(d_x, cast(Array, d.d_x), out=d_x)
             if d.d_h_0 is not None:
                 d_h_0.append(d.d_h_0)
             d_weights += [d.d_w_ih, d.d_w_hh]
-            if each == 4:  # two arrays: whoever gets one may write to it
+            if len(needs) == 4:  # two arrays: whoever gets one may write to it
                 d_b_hh = d.d_b.copy() if d.d_b is not None and all(needs[2:]) else d.d_b
                 d_weights += [d.d_b if needs[2] else None, d_b_hh if needs[3] else None]
+            if need_alpha is not None:
+                d_weights.append(d.d_alpha)
     finally:
         override.reset(token)
-    d_states = None if not d_h_0 else d_h_0[0].reshape(1, *d_h_0[0].shape) if D == 1 else np.stack(d_h_0)
+    d_states = None if not d_h_0 else _one_way(d_h_0[0]) if D == 1 else np.stack(d_h_0, -3)
     return (_tensor(d_x), _tensor(d_states), None, *map(_tensor, d_weights))
 
 
-def _gradients_of_tensors(
+def gradients_of_tensors(
     needs: Sequence[bool],
     options: RnnOptions,
     d_output: Tensor | None,
@@ -212,26 +279,29 @@ def _gradients_of_tensors(
     w_ih: Tensor,
     w_hh: Tensor,
 ) -> tuple[Tensor | None, ...] | None:
-    """What _layer_of_tensors is to rnn_layer."""
+    """What _layer_of_tensors is to rnn_layer. The states of one packed step may lack the axis of directions, which
+    their gradient then lacks, too."""
     run = getattr(dispatch.backend(), "backward_tensors", None)
     sizes = None if run is None else _sizes(x, options)
     if run is None or sizes is None:
         return None
     need_x, need_h_0, _, need_w_ih, need_w_hh, *need_b = needs
-    tensors = d_output, d_h_n, output, x, h_0, w_ih, w_hh
-    wanted = need_x, need_h_0, need_w_ih, need_w_hh, any(need_b)
+    wanted = need_x, need_h_0, need_w_ih, need_w_hh, True in need_b
     relu, wide = options.nonlinearity == "relu", x.dtype is torch.float64
+    tensors = d_output, d_h_n, output, x, h_0, w_ih, w_hh
     arrays = run(*tensors, *sizes, w_hh.shape[0], wide, *wanted, relu, options.reverse, torch.get_num_threads())
     if arrays is None:
         return None
     d_x, d_h_0, d_w_ih, d_w_hh, d_b = arrays
-    if d_x is not None and options.batch_sizes is not None:
-        d_x = d_x[0]
-    d_biases: list[Array | None] = []
+    if options.batch_sizes is not None:
+        d_x = None if d_x is None else d_x[0]
+        d_h_0 = d_h_0 if d_h_0 is None or h_0 is None or h_0.dim() == 3 else d_h_0[0]
+    found = [None if d is None else torch.from_numpy(d) for d in (d_x, d_h_0, None, d_w_ih, d_w_hh)]
     if need_b:  # two arrays: whoever gets one may write to it
-        d_b_hh = d_b.copy() if all(need_b) else d_b
-        d_biases = [d_b if need_b[0] else None, d_b_hh if need_b[1] else None]
-    return (_tensor(d_x), _tensor(d_h_0), None, *map(_tensor, (d_w_ih, d_w_hh, *d_biases)))
+        need_b_ih, need_b_hh = need_b
+        found.append(torch.from_numpy(d_b) if need_b_ih else None)
+        found.append(torch.from_numpy(d_b.copy() if need_b_ih else d_b) if need_b_hh else None)
+    return tuple(found)
 
 
 def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Array | None, list[Array]]:
@@ -258,7 +328,9 @@ class _Memory:
 
 
 def array(tensor: Tensor) -> Array:
-    """A tensor's memory; a copy where it is negated lazily or misaligned."""
+    """A tensor's memory; a copy where it is negated lazily, misaligned or zeros without memory."""
+    if tensor._is_zerotensor():
+        return np.zeros(tuple(tensor.shape), np.float64 if tensor.dtype is torch.float64 else np.float32)
     view = np.asarray(_Memory(tensor.resolve_neg()))
     return view if view.flags.aligned else view.copy()
 

@@ -10,22 +10,24 @@ transposed. The backends compute both; what remains is products of torch's, whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import VmapInfo
 from torch.autograd import Function, forward_ad
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .._backends.options import Implementation, RnnOptions
+from .._backends.options import RnnOptions
 from .._threads import override
-from . import autograd, dispatch
+from . import autograd, dispatch, stepwise
 
 Options = tuple[RnnOptions, ...]
+Results = TypeVar("Results")
 
 
 below: ContextVar[bool] = ContextVar("fastrnn's operators are called below Layer and Adjoint", default=False)
@@ -37,7 +39,7 @@ class Layer(Function):
     @staticmethod
     def forward(x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> tuple[Tensor, Tensor]:
         if torch._C._len_torch_dispatch_stack():  # something watches torch's operators
-            how = options[0].nonlinearity, len(options) == 2, *in_tensors(options[0])
+            how = options[0].nonlinearity, len(options) == 2, *in_tensors(options)
             return _operator("rnn_forward", x, h_0, weights, *how)
         return autograd.rnn_layer(_settled(x), _settled(h_0), tuple(map(in_arrays, options)), *map(_settled, weights))
 
@@ -66,8 +68,11 @@ class Layer(Function):
 
 def rnn_layer(x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> tuple[Tensor, Tensor]:
     """Layer. Who modifies output in place does not modify what is saved for backward."""
+    if stepwise.needed(options, weights):
+        return stepwise.layer(x, h_0, options, *weights)
     output, h_n = layer(x, h_0, options, *weights)
-    return output.clone(), h_n
+    saved = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return output.clone() if saved else output, h_n
 
 
 class Adjoint(Function):
@@ -78,7 +83,7 @@ class Adjoint(Function):
         u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, options: RnnOptions
     ) -> tuple[Tensor, Tensor]:
         if torch._C._len_torch_dispatch_stack():
-            how = options.nonlinearity, options.reverse, *in_tensors(options)
+            how = options.nonlinearity, options.reverse, *in_tensors((options,))[:SHARED]
             return _operator("rnn_adjoint", u, u_n, h, w_hh, *how)
         given = [each for each in (u, u_n, h, w_hh) if each is not None]
         if any(map(torch._C._functorch.is_legacy_batchedtensor, given)):
@@ -107,20 +112,9 @@ class Adjoint(Function):
         w_hh_dot: Tensor | None,
         _: None,
     ) -> tuple[Tensor, Tensor]:
-        o = ctx.options
         with forward_ad._set_fwd_grad_enabled(True):
             u, u_n, h, w_hh, d_z = map(_primal, ctx.saved_tensors)
-            carried = d_z @ w_hh_dot if w_hh_dot is not None else None  # what reaches the step before, beside A's own
-            bent = None
-            if h_dot is not None and o.nonlinearity == "tanh":
-                bent = _valid(-2 * h * h_dot * _upstream(u, u_n, w_hh, d_z, o), o)
-                carried = _plus(carried, bent @ w_hh)
-            if carried is not None:
-                u_dot = _plus(u_dot, entering(carried, None, flipped(o)))
-            d_z_dot, d_h_0_dot = _adjoint(u_dot, u_n_dot, h, w_hh, o)
-            if carried is not None:
-                d_h_0_dot = d_h_0_dot + _first(last(carried, None, flipped(o)), o)
-            return _plus(bent, d_z_dot), d_h_0_dot
+            return adjoints_tangents(u_dot, u_n_dot, h_dot, w_hh_dot, u, u_n, h, w_hh, d_z, ctx.options)
 
     @staticmethod
     def vmap(
@@ -152,9 +146,9 @@ def adjoint(
     u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, options: RnnOptions
 ) -> tuple[Tensor, Tensor]:
     """Adjoint's values. The backend's d_x is d_z where w_ih is 1; nothing that it returns reads x then."""
-    run = cast(Implementation, dispatch.backend()).rnn_backward
+    run = autograd.function("rnn_backward", w_hh.dim() == 3)
     h_, w_hh_ = autograd.array(_settled(h)), autograd.array(_settled(w_hh))
-    one = np.eye(len(w_hh_), dtype=h_.dtype)
+    one = np.broadcast_to(np.eye(w_hh_.shape[-1], dtype=h_.dtype), w_hh_.shape)
     u_, u_n_ = (None if t is None else autograd.array(_settled(t)) for t in (u, u_n))
     token = override.set(torch.get_num_threads())
     try:
@@ -175,15 +169,45 @@ def adjoints_adjoint(
     o: RnnOptions,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
     """The gradients of u, u_n, h and w_hh, for those of d_z and d_h_0."""
+    if w_hh.dim() == 3:
+        return of_models(adjoints_adjoint, g_z, g_0, u, u_n, h, w_hh, d_z, o)
     a, _ = _adjoint(g_z, _first(g_0, o, w_hh.T), h, w_hh.T, flipped(o))
     d_u = a if u is not None else None
-    d_u_n = last(a, g_0, o) if u_n is not None else None
+    d_u_n = last(a, g_0, o, u_n.shape[0]) if u_n is not None else None
     d_w_hh = _outer(d_z, entering(a, g_0, o))
     d_h = None
     if o.nonlinearity == "tanh":
         inner = entering(a @ w_hh.T, None if g_0 is None else g_0 @ w_hh.T, o)
         d_h = _valid(-2 * h * _upstream(u, u_n, w_hh, d_z, o) * _plus(g_z, inner), o)
     return d_u, d_u_n, d_h, d_w_hh
+
+
+def adjoints_tangents(
+    u_dot: Tensor | None,
+    u_n_dot: Tensor | None,
+    h_dot: Tensor | None,
+    w_hh_dot: Tensor | None,
+    u: Tensor | None,
+    u_n: Tensor | None,
+    h: Tensor,
+    w_hh: Tensor,
+    d_z: Tensor,
+    o: RnnOptions,
+) -> tuple[Tensor, Tensor]:
+    """Of d_z and d_h_0, for those of u, u_n, h and w_hh (None: zero)."""
+    if w_hh.dim() == 3:
+        return of_models(adjoints_tangents, u_dot, u_n_dot, h_dot, w_hh_dot, u, u_n, h, w_hh, d_z, o)
+    carried = d_z @ w_hh_dot if w_hh_dot is not None else None  # what reaches the step before, beside A's own
+    bent = None
+    if h_dot is not None and o.nonlinearity == "tanh":
+        bent = _valid(-2 * h * h_dot * _upstream(u, u_n, w_hh, d_z, o), o)
+        carried = _plus(carried, bent @ w_hh)
+    if carried is not None:
+        u_dot = _plus(u_dot, entering(carried, None, flipped(o)))
+    d_z_dot, d_h_0_dot = _adjoint(u_dot, u_n_dot, h, w_hh, o)
+    if carried is not None:
+        d_h_0_dot = d_h_0_dot + _first(last(carried, None, flipped(o)), o)
+    return _plus(bent, d_z_dot), d_h_0_dot
 
 
 def gradients(
@@ -199,6 +223,10 @@ def gradients(
     """BPTT: the gradients of x, h_0, options (none) and weights, those that are needed."""
     if d_output is None and d_h_n is None:
         return (None,) * len(needed)
+    if weights[1].dim() == 3:
+        return of_models(gradients, d_output, d_h_n, output, x, h_0, options, weights, needed)
+    if stepwise.needed(options, weights):
+        return stepwise.gradients(d_output, d_h_n, x, h_0, options, weights, needed)
     each, H = len(weights) // len(options), weights[1].shape[0]
     d_x: Tensor | None = None
     d_h_0: list[Tensor] = []
@@ -229,6 +257,8 @@ def tangents(
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Of output and h_n, for those of x, h_0 and weights (None: zero)."""
+    if weights[1].dim() == 3:
+        return of_models(tangents, x_dot, h_0_dot, dots, output, x, h_0, options, weights)
     each, H = len(weights) // len(options), weights[1].shape[0]
     outputs, states = [], []
     for way, o in enumerate(options):
@@ -285,13 +315,16 @@ def entering(h: Tensor, first: Tensor | None, o: RnnOptions) -> Tensor:
     return before
 
 
-def last(h: Tensor, otherwise: Tensor | None, o: RnnOptions) -> Tensor:
-    """What leaves each row's own last step (B, H); otherwise, or 0, for rows without steps."""
+def last(h: Tensor, otherwise: Tensor | None, o: RnnOptions, B: int | None = None) -> Tensor:
+    """What leaves each row's own last step (B, H); otherwise, or 0, for rows without steps. Compiled code, which cannot
+    read batch_sizes, knows B."""
     if o.batch_sizes is not None:
         sizes = torch.as_tensor(o.batch_sizes)
-        rows = torch.arange(int(sizes[0]) if len(sizes) else 0)
+        if B is None:
+            B = int(sizes[0]) if len(sizes) else 0
         if o.reverse:
-            return h[: len(rows)]
+            return h[:B]
+        rows = torch.arange(B)
         ends = torch.cumsum(sizes, 0)
         own = (sizes > rows[:, None]).sum(1) - 1
         return h.index_select(0, (ends - sizes)[own] + rows)
@@ -362,9 +395,15 @@ def _plus(a: Any, b: Any) -> Any:
 def mapped_layer(
     call: Any, V: int, in_dims: Any, x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor
 ) -> Any:
-    """vmap's rule for Layer: into the batch; where weights are mapped, one after the other."""
+    """vmap's rule for Layer: into the batch; where weights are mapped, as models of one call, or one after the other
+    where they are those of many models already."""
     x_at, h_0_at, _, *weights_at = in_dims
+    if call is layer and not dispatch.transformed():
+        call = _outermost
     if any(at is not None for at in weights_at):
+        if weights[1].dim() - (weights_at[1] is not None) == 2 and len(weights) // len(options) % 2 == 0:  # no alpha
+            stacked = [_stacked(w, at, V) for w, at in zip(weights, weights_at, strict=True)]
+            return call(_stacked(x, x_at, V), _stacked(h_0, h_0_at, V), options, *stacked), (0, 0)
         made = []
         for v in range(V):
             own = [one(w, at, v) for w, at in zip(weights, weights_at, strict=True)]
@@ -374,12 +413,20 @@ def mapped_layer(
     return tuple(each.unflatten(-2, (-1, V)) for each in results), (-2, -2)
 
 
+def _outermost(x: Tensor, h_0: Tensor | None, options: Options, *weights: Tensor) -> Any:
+    """Layer where no transform is left around: with BPTT in one call."""
+    run = autograd.apply if torch.is_grad_enabled() else autograd.rnn_layer
+    return run(_settled(x), _settled(h_0), tuple(map(in_arrays, options)), *map(_settled, weights))
+
+
 def mapped_adjoint(
     call: Any, V: int, in_dims: Any, u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, options: RnnOptions
 ) -> Any:
     """vmap's rule for Adjoint."""
     given = list(zip((u, u_n, h, w_hh), in_dims[:4], strict=True))
     if in_dims[3] is not None:
+        if w_hh.dim() == 3:
+            return call(*[_stacked(each, at, V) for each, at in given], options), (0, 0)
         made = [call(*[one(each, at, v) for each, at in given], options) for v in range(V)]
         return tuple(torch.stack(each) for each in zip(*made, strict=True)), (0, 0)
     results = call(*[_folded(each, at, V) for each, at in given[:3]], w_hh, _repeated(options, V))
@@ -388,6 +435,27 @@ def mapped_adjoint(
 
 def one(value: Tensor | None, at: int | None, v: int) -> Tensor | None:
     return value if value is None or at is None else value.select(at, v)
+
+
+def _stacked(value: Tensor | None, at: int | None, V: int) -> Tensor | None:
+    """Mapped at 0."""
+    return value if value is None else value.expand(V, *value.shape) if at is None else value.movedim(at, 0)
+
+
+def of_models(function: Callable[..., Results], *args: Any) -> Results:
+    """function, of one model's tensors, for those of many, (M, ...) each: by vmap, whose rules make one call of it."""
+    leaves, structure = tree_flatten(args)
+    at = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    given: list[bool] = []
+
+    def of_one(*tensors: Tensor) -> tuple[Tensor, ...]:
+        own = dict(enumerate(leaves)) | dict(zip(at, tensors, strict=True))
+        results: Any = function(*tree_unflatten(list(own.values()), structure))
+        given[:] = [each is not None for each in results]
+        return tuple(each for each in results if each is not None)
+
+    made = iter(torch.vmap(of_one)(*[leaves[k] for k in at]))
+    return cast(Results, tuple(next(made) if each else None for each in given))
 
 
 def _folded(value: Tensor | None, at: int | None, V: int) -> Tensor | None:
@@ -403,29 +471,45 @@ def _repeated(o: RnnOptions, V: int) -> RnnOptions:
     """For rows that _folded made."""
     if o.plain:
         return o
-    lengths, sizes, reset = in_tensors(o)
-    return replace(
-        o,
-        lengths=lengths if lengths is None else lengths.repeat_interleave(V),
-        batch_sizes=sizes if sizes is None else sizes * V,
-        reset=reset if reset is None else reset.repeat_interleave(V, 1),
-    )
+    sizes = None if o.batch_sizes is None else torch.as_tensor(o.batch_sizes) * V
+    axes = {"lengths": 0, "reset": -1, "recurrent_mask": -2, "keep_mask": -2}  # of the batch
+    given = {name: at for name, at in axes.items() if getattr(o, name) is not None}
+    rows = {name: torch.as_tensor(getattr(o, name)).repeat_interleave(V, at) for name, at in given.items()}
+    return replace(o, batch_sizes=cast(Any, sizes), **cast(Any, rows))
 
 
 # ---- Between torch and the backends. Here options hold tensors or arrays, as it comes
 
 
-def in_tensors(o: RnnOptions) -> list[Any]:
-    return [None if value is None else torch.as_tensor(value) for value in (o.lengths, o.batch_sizes, o.reset)]
+TENSORS = ("lengths", "batch_sizes", "reset", "recurrent_mask", "keep_mask")  # of the options, as operators take them
+SHARED = 3  # the first are those of all directions; each direction has its own of the others, which are stacked
+
+
+def in_tensors(options: Options) -> list[Any]:
+    """TENSORS of all directions."""
+    first = [getattr(options[0], name) for name in TENSORS]
+    found = [None if value is None else torch.as_tensor(value) for value in first]
+    for at, name in enumerate(TENSORS[SHARED:], SHARED):
+        if first[at] is not None:
+            found[at] = torch.stack([torch.as_tensor(getattr(o, name)) for o in options])
+    return found
+
+
+def of_tensors(nonlinearity: str, bidirectional: bool, *tensors: Any) -> Options:
+    """What in_tensors took apart; the last of TENSORS may be missing."""
+    given = {name: value for name, value in zip(TENSORS, tensors, strict=False) if value is not None}
+    own = {name: given.pop(name) for name in TENSORS[SHARED:] if name in given}
+    return tuple(
+        RnnOptions(nonlinearity, reverse, **given, **{name: value[way] for name, value in own.items()})
+        for way, reverse in enumerate((False, True)[: 1 + bidirectional])
+    )
 
 
 def in_arrays(o: RnnOptions) -> RnnOptions:
     if o.plain:
         return o
-    lengths, sizes, reset = (
-        None if value is None else np.asarray(value) for value in (o.lengths, o.batch_sizes, o.reset)
-    )
-    return replace(o, lengths=lengths, batch_sizes=sizes, reset=reset)
+    given = {name: getattr(o, name) for name in TENSORS}
+    return replace(o, **cast(Any, {name: np.asarray(value) for name, value in given.items() if value is not None}))
 
 
 def _operator(name: str, *args: Any) -> tuple[Tensor, Tensor]:

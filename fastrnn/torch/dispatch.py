@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,7 +26,10 @@ _ALIKE = {dtype: ((dtype,), dtype) for dtype in FLOATS}
 _warned: set[tuple[str, str]] = set()  # layer, reason
 
 
-@cache
+# What backend() found. Not functools.cache: without the GIL that is locked in each call, and a fork would keep it so.
+_chosen: dict[str, Implementation | str] = {}
+
+
 def backend(device: str = "cpu") -> Implementation | str:
     """The functions of the backend that computes on this kind of device, or why torch's own layer does: "" where that
     was asked for.
@@ -35,6 +37,12 @@ def backend(device: str = "cpu") -> Implementation | str:
     FASTRNN_DISABLE and FASTRNN_BACKEND are read once, at the first forward. Raises ValueError and RuntimeError for
     values that are impossible.
     """
+    if device not in _chosen:
+        _chosen[device] = _choose(device)
+    return _chosen[device]
+
+
+def _choose(device: str) -> Implementation | str:
     disable = os.environ.get("FASTRNN_DISABLE") or "0"
     if disable not in ("0", "1"):
         raise ValueError(f"FASTRNN_DISABLE: expected 0 or 1, got {disable!r}")
@@ -49,11 +57,23 @@ def backend(device: str = "cpu") -> Implementation | str:
     return _backends.get("auto", device)
 
 
-def arithmetic(dtype: Any) -> tuple[tuple[torch.dtype, ...], Any]:
+def kind(tensor: Any) -> str:
+    """The kind of device that a tensor is on, as the registry of backends names it."""
+    return str(tensor.device.type)
+
+
+def arithmetic(dtype: Any, device: str = "cpu") -> tuple[tuple[torch.dtype, ...], Any]:
     """For an input of this dtype: the dtypes that the other tensors may have, none where torch has to see to it, and
     that of the results. Where the latter is one of HALVES, float32 is computed in."""
-    if dtype in _MIXED and torch.is_autocast_enabled("cpu"):
-        return _MIXED, torch.get_autocast_dtype("cpu")
+    if dtype in _MIXED and torch.is_autocast_enabled(device):
+        return _MIXED, torch.get_autocast_dtype(device)
+    return _ALIKE.get(dtype, ((), dtype))
+
+
+def eager_arithmetic(dtype: Any, device: str) -> tuple[tuple[torch.dtype, ...], Any]:
+    """arithmetic, in less time; torch.compile does not know what it asks."""
+    if torch._C._is_any_autocast_enabled():
+        return arithmetic(dtype, device)
     return _ALIKE.get(dtype, ((), dtype))
 
 
@@ -68,6 +88,14 @@ def surroundings() -> str | None:
     return None
 
 
+def unfit(transformed: bool, more: bool) -> str | None:
+    """Why torch's own operators have to be called for tensors on a GPU; None: no reason. more: masks, leaky units or
+    checkpoints, which torch's layer refuses by name."""
+    if transformed:
+        return "where tensors on a GPU meet torch.func, forward mode or a mode that watches operators"
+    return "for tensors on a GPU with more than torch.nn.RNN's own options" if more else None
+
+
 def transformed() -> bool:
     """Whether more may be asked for than values and a first derivative: inside a torch.func transform, inside
     forward-mode differentiation, inside a mode that watches torch's operators (make_fx, FlopCounterMode, ...)."""
@@ -76,6 +104,24 @@ def transformed() -> bool:
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
     )
+
+
+def mapped(tensor: Tensor) -> bool:
+    """Whether torch.vmap maps over it, on any level."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """What it is without torch.func's transforms: all that vmap maps over."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def watched() -> bool:
@@ -103,9 +149,10 @@ def say_once(why: str, layer: str = "RNN") -> None:
     """Warns that torch.nn's layer computes; nothing for "", nor for a reason that was given before."""
     if why and (layer, why) not in _warned:
         _warned.add((layer, why))
+        stock = f"torch.nn.{layer.removesuffix('Ensemble')}"
         warnings.warn(
-            f"fastrnn.torch.{layer} runs at the speed of torch.nn.{layer}, which computes {why}. FASTRNN_DISABLE=1 "
-            "makes it do so always, without this warning.",
+            f"fastrnn.torch.{layer} runs at the speed of {stock}, which computes {why}. FASTRNN_DISABLE=1 makes it do "
+            "so always, without this warning.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -5,11 +5,13 @@
     fastrnn::rnn_adjoint    the adjoint of one direction's recurrence, of which further derivatives are made
 
 Each has the kernel of the CPU, a fake one, a derivative in reverse mode, a vmap rule and a count of its operations.
+After the nonlinearity and the direction they take derivatives.TENSORS, the adjoint those of all directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,13 +23,15 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .. import _validate
 from .._backends.options import RnnOptions
-from . import autograd, derivatives, dispatch
+from . import autograd, derivatives, dispatch, leak, recompute, stack, stepwise
 
 if TYPE_CHECKING:
     from .layer import RNN
 
-_EXTRA = "str nonlinearity, bool {way}, Tensor? lengths, Tensor? batch_sizes, Tensor? reset"
-_LAYER, _DIRECTION = _EXTRA.format(way="bidirectional"), _EXTRA.format(way="reverse")
+_SHARED = "Tensor? lengths, Tensor? batch_sizes, Tensor? reset"
+_DIRECTION = f"str nonlinearity, bool reverse, {_SHARED}"
+# (D, B, H); (D, T, B, H), or (D, N, H) for packed rows. With defaults: programs exported before there were any go on
+_LAYER = f"str nonlinearity, bool bidirectional, {_SHARED}, Tensor? recurrent_mask=None, Tensor? keep_mask=None"
 _SCHEMAS = {
     "rnn_forward": f"(Tensor x, Tensor? h_0, Tensor[] weights, {_LAYER}) -> (Tensor, Tensor)",
     "rnn_backward": "(Tensor? d_output, Tensor? d_h_n, Tensor output, Tensor x, Tensor? h_0, Tensor[] weights, "
@@ -42,10 +46,10 @@ for _name, _schema in _SCHEMAS.items():
 
 
 def rnn_forward(
-    x: Tensor, h_0: Tensor | None, weights: list[Tensor], nonlinearity: str, bidirectional: bool, *extra: Tensor | None
+    x: Tensor, h_0: Tensor | None, weights: list[Tensor], nonlinearity: str, bidirectional: bool, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
-    options = _options(x, weights, nonlinearity, (False, True)[: 1 + bidirectional], *extra)
-    _check("h_0", h_0, (len(options), _batch(x, options[0]), len(weights[1])), x)
+    options = _options(x, weights, nonlinearity, bidirectional, *tensors)
+    _check("h_0", h_0, _state_shape(x, weights, options), x)
     return autograd.rnn_layer(x, h_0, options, *weights)
 
 
@@ -57,17 +61,14 @@ def rnn_backward(
     h_0: Tensor | None,
     weights: list[Tensor],
     needed: list[bool],
-    nonlinearity: str,
-    bidirectional: bool,
-    *extra: Tensor | None,
+    *how: Any,
 ) -> list[Tensor]:
     """Of x, h_0 and weights, those that are needed."""
-    options = _options(x, weights, nonlinearity, (False, True)[: 1 + bidirectional], *extra)
-    D, H = len(options), len(weights[1])
+    options = _options(x, weights, *how)
     for name, value in (("output", output), ("d_output", d_output)):
-        _check(name, value, (*x.shape[:-1], D * H), x)
+        _check(name, value, (*x.shape[:-1], len(options) * weights[1].shape[-1]), x)
     for name, value in (("h_0", h_0), ("d_h_n", d_h_n)):
-        _check(name, value, (D, _batch(x, options[0]), H), x)
+        _check(name, value, _state_shape(x, weights, options), x)
     if len(needed) != 2 + len(weights) or (needed[1] and h_0 is None):
         raise ValueError(f"needed: expected a bool for x, h_0 (false where that is None) and each weight, got {needed}")
     marks = (*needed[:2], False, *needed[2:])
@@ -75,34 +76,38 @@ def rnn_backward(
     return [each for each in made if each is not None]
 
 
-def rnn_adjoint(
-    u: Tensor | None,
-    u_n: Tensor | None,
-    h: Tensor,
-    w_hh: Tensor,
-    nonlinearity: str,
-    reverse: bool,
-    *extra: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    (options,) = _options(h, [w_hh, w_hh], nonlinearity, (reverse,), *extra)
+def rnn_adjoint(u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    nonlinearity, reverse, *tensors = how
+    options = _options(h, [w_hh, w_hh], nonlinearity, False, *tensors)[0]
     _check("u", u, tuple(h.shape), h)
-    _check("u_n", u_n, (_batch(h, options), h.shape[-1]), h)
-    return derivatives.adjoint(u, u_n, h, w_hh, options)
+    _check("u_n", u_n, (*w_hh.shape[:-2], _batch(h, options), h.shape[-1]), h)
+    return derivatives.adjoint(u, u_n, h, w_hh, replace(options, reverse=reverse))
 
 
 def _options(
-    x: Tensor, weights: list[Tensor], nonlinearity: str, ways: tuple[bool, ...], *extra: Tensor | None
+    x: Tensor, weights: list[Tensor], nonlinearity: str, bidirectional: bool, *tensors: Any
 ) -> tuple[RnnOptions, ...]:
-    """Of each direction, when x and weights fit."""
+    """Of each direction, in arrays, when x and weights fit."""
     if isinstance(dispatch.backend(), str):
         raise RuntimeError("fastrnn's operators: expected a fast backend, got none")
-    lengths, sizes, reset = extra
-    _check_weights(x, weights, nonlinearity, len(ways), sizes)
-    array = cast(Any, x)  # of which the checks read the shape
-    lengths_ = None if lengths is None else _validate.sequence_lengths(lengths, x.shape[0], x.shape[1])
-    sizes_ = None if sizes is None else _validate.packed_sizes(sizes, array)
-    reset_ = None if reset is None else _validate.exact("reset", reset, _validate.BOOL, tuple(x.shape[:2]), "TB")
-    return tuple(RnnOptions(nonlinearity, reverse, lengths_, sizes_, reset_) for reverse in ways)
+    _check_weights(x, weights, nonlinearity, 1 + bidirectional, tensors[1])
+    one = cast(Any, x[0] if weights[1].dim() == 3 else x)  # model's, of which the checks read the shape
+    D, H = 1 + bidirectional, weights[1].shape[-1]
+    lengths, sizes, reset, masks, keeps = (*tensors, None, None)[: len(derivatives.TENSORS)]
+    if lengths is not None:
+        lengths = _validate.sequence_lengths(lengths, one.shape[0], one.shape[1])
+    if sizes is not None:
+        sizes = _validate.packed_sizes(sizes, one)
+    if reset is not None:
+        reset = _validate.exact("reset", reset, _validate.BOOL, tuple(one.shape[:2]), "TB")
+    shared = lengths, sizes, reset
+    if masks is not None:
+        _check("recurrent_mask", masks, (D, _batch(x, RnnOptions(batch_sizes=sizes)), H), x)
+        masks = autograd.array(masks)
+    if keeps is not None:
+        keeps = _validate.exact("keep_mask", keeps, _validate.BOOL, (D, *one.shape[:-1], H))
+    own = [[None if each is None else each[way] for each in (masks, keeps)] for way in range(D)]
+    return tuple(RnnOptions(nonlinearity, way == 1, *shared, *own[way]) for way in range(D))
 
 
 def _check_weights(x: Tensor, weights: list[Tensor], nonlinearity: str, D: int, sizes: Tensor | None) -> None:
@@ -111,13 +116,18 @@ def _check_weights(x: Tensor, weights: list[Tensor], nonlinearity: str, D: int, 
     _validate.check_nonlinearity(nonlinearity)
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}")
-    if x.dim() != (3 if sizes is None else 2):
-        raise ValueError(f"x: expected (T, B, I), or (N, I) beside batch_sizes, got shape {tuple(x.shape)}")
-    if len(weights) not in (2 * D, 4 * D) or weights[1].dim() != 2:
-        raise ValueError(f"weights: expected w_ih, w_hh and maybe b_ih, b_hh of {D} directions, got {len(weights)}")
-    H, each = weights[1].shape[0], len(weights) // D
+    if len(weights) not in (2 * D, 3 * D, 4 * D, 5 * D) or weights[1].dim() not in (2, 3):
+        known = f"w_ih, w_hh and maybe b_ih, b_hh, and maybe alpha, of {D} directions"
+        raise ValueError(f"weights: expected {known}, got {len(weights)}")
+    M = weights[1].shape[:-2]
+    if x.dim() != (3 if sizes is None else 2) + len(M) or x.shape[: len(M)] != M:
+        want = f"{'M, ' if M else ''}T, B, I), or ({'M, ' if M else ''}N, I"
+        raise ValueError(f"x: expected ({want}) beside batch_sizes, got shape {tuple(x.shape)}")
+    H, each = weights[1].shape[-1], len(weights) // D
+    if M and each % 2:
+        raise ValueError("weights: expected no alpha of many models")
     for at, w in enumerate(weights):
-        _check(f"weights[{at}]", w, ((H, x.shape[-1]), (H, H), (H,), (H,))[at % each], x)
+        _check(f"weights[{at}]", w, (*M, *((H, x.shape[-1]), (H, H), (H,), (H,), (H,))[at % each]), x)
 
 
 def _check(name: str, value: Tensor | None, shape: tuple[Any, ...], like: Tensor) -> None:
@@ -130,19 +140,30 @@ def _check(name: str, value: Tensor | None, shape: tuple[Any, ...], like: Tensor
 
 
 def _batch(x: Tensor, o: RnnOptions) -> int:
-    return x.shape[1] if o.batch_sizes is None else int(o.batch_sizes[0]) if len(o.batch_sizes) else 0
+    return x.shape[-2] if o.batch_sizes is None else int(o.batch_sizes[0]) if len(o.batch_sizes) else 0
+
+
+def _state_shape(x: Tensor, weights: list[Tensor], options: tuple[RnnOptions, ...]) -> tuple[int, ...]:
+    """(D, B, H), of M models (M, D, B, H)."""
+    *M, _, H = weights[1].shape
+    return *M, len(options), _batch(x, options[0]), H
 
 
 # ---- Shapes alone
 
 
 def _fake_forward(
-    x: Tensor, h_0: Tensor | None, weights: list[Tensor], nonlinearity: str, bidirectional: bool, *extra: Tensor | None
+    x: Tensor, h_0: Tensor | None, weights: list[Tensor], nonlinearity: str, bidirectional: bool, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
-    D, H, sizes = 1 + bidirectional, weights[1].shape[0], extra[1]
+    D, (*M, _, H), sizes = 1 + bidirectional, weights[1].shape, tensors[1]
     _check_weights(x, weights, nonlinearity, D, sizes)
-    B = x.shape[1] if sizes is None else h_0.shape[1] if h_0 is not None else torch.library.get_ctx().new_dynamic_size()
-    return x.new_empty(*x.shape[:-1], D * H), x.new_empty(D, B, H)
+    return x.new_empty(*x.shape[:-1], D * H), x.new_empty(*M, D, _fake_batch(x, sizes, h_0), H)
+
+
+def _fake_batch(x: Tensor, sizes: Tensor | None, states: Tensor | None) -> Any:
+    if sizes is None:
+        return x.shape[-2]
+    return torch.library.get_ctx().new_dynamic_size() if states is None else states.shape[-2]
 
 
 def _fake_backward(
@@ -159,30 +180,13 @@ def _fake_backward(
     return [v.new_empty(v.shape) for v, need in zip(values, needed, strict=True) if need and v is not None]
 
 
-def _fake_adjoint(
-    u: Tensor | None,
-    u_n: Tensor | None,
-    h: Tensor,
-    w_hh: Tensor,
-    nonlinearity: str,
-    reverse: bool,
-    *extra: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    sizes = extra[1]
+def _fake_adjoint(u: Tensor | None, u_n: Tensor | None, h: Tensor, w_hh: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    nonlinearity, _, _, sizes, _ = how
     _check_weights(h, [w_hh, w_hh], nonlinearity, 1, sizes)
-    B = h.shape[1] if sizes is None else u_n.shape[0] if u_n is not None else torch.library.get_ctx().new_dynamic_size()
-    return h.new_empty(h.shape), h.new_empty(B, h.shape[-1])
+    return h.new_empty(h.shape), h.new_empty(*w_hh.shape[:-2], _fake_batch(h, sizes, u_n), h.shape[-1])
 
 
 # ---- Derivatives. Options hold tensors here
-
-
-def _ways(nonlinearity: str, bidirectional: bool, *extra: Any) -> tuple[RnnOptions, ...]:
-    return tuple(_one_way(nonlinearity, reverse, *extra) for reverse in (False, True)[: 1 + bidirectional])
-
-
-def _one_way(nonlinearity: str, reverse: bool, lengths: Any = None, sizes: Any = None, reset: Any = None) -> RnnOptions:
-    return RnnOptions(nonlinearity, reverse, lengths, sizes, reset)
 
 
 def _keep_forward(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -192,19 +196,26 @@ def _keep_forward(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _forwards_backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Any, ...]:
-    output, x, h_0, lengths, sizes, reset, *weights = ctx.saved_tensors
+    output, x, h_0, *saved = ctx.saved_tensors
+    tensors, weights = saved[: len(derivatives.TENSORS)], saved[len(derivatives.TENSORS) :]
     need_x, need_h_0, need_weights = ctx.needs_input_grad[:3]
     needed = [need_x, need_h_0, *need_weights]
     made: Iterable[Tensor | None] = [None] * len(needed)
     if d_output is not None or d_h_n is not None:
         those = iter(
-            torch.ops.fastrnn.rnn_backward(
-                d_output, d_h_n, output, x, h_0, weights, needed, *ctx.how, lengths, sizes, reset
-            )
+            torch.ops.fastrnn.rnn_backward(d_output, d_h_n, output, x, h_0, weights, needed, *ctx.how, *tensors)
         )
         made = [next(those) if need else None for need in needed]
     d_x, d_h_0, *d_weights = made
-    return d_x, d_h_0, d_weights, None, None, None, None, None
+    return d_x, d_h_0, d_weights, *_no_gradients(ctx.how, tensors)
+
+
+def _no_gradients(how: Any, tensors: Sequence[Any]) -> list[None]:
+    """One for each argument; the dispatcher leaves out the last ones where they are their defaults."""
+    given = len(tensors)
+    while given > derivatives.SHARED and tensors[given - 1] is None:
+        given -= 1
+    return [None] * (len(how) + given)
 
 
 def _keep_backward(ctx: Any, inputs: Any, output: list[Tensor]) -> None:
@@ -214,8 +225,8 @@ def _keep_backward(ctx: Any, inputs: Any, output: list[Tensor]) -> None:
 
 def _backwards_backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
     """By way of derivatives.gradients, which is differentiable."""
-    lengths, sizes, reset, *saved = ctx.saved_tensors
-    options = _ways(*ctx.how, lengths, sizes, reset)
+    tensors, saved = ctx.saved_tensors[: len(derivatives.TENSORS)], ctx.saved_tensors[len(derivatives.TENSORS) :]
+    options = derivatives.of_tensors(*ctx.how, *tensors)
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
         # aliases: of values that may be made of one another, each gets its own gradient
@@ -229,7 +240,7 @@ def _backwards_backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
         first = [each for each in made if each is not None]
         second = iter(torch.autograd.grad(first, leaves, upstream, allow_unused=True, create_graph=higher))
     d_d_output, d_d_h_n, d_output, d_x, d_h_0, *d_weights = [None if v is None else next(second) for v in own]
-    return d_d_output, d_d_h_n, d_output, d_x, d_h_0, d_weights, *[None] * 6
+    return d_d_output, d_d_h_n, d_output, d_x, d_h_0, d_weights, None, *_no_gradients(ctx.how, tensors)
 
 
 def _keep_adjoint(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -238,10 +249,14 @@ def _keep_adjoint(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[6:], u, u_n, h, w_hh, output[0])
 
 
+def _one_way(*how: Any) -> RnnOptions:
+    nonlinearity, reverse, lengths, sizes, reset = how
+    return RnnOptions(nonlinearity, reverse, lengths, sizes, reset)
+
+
 def _adjoints_backward(ctx: Any, g_z: Tensor | None, g_0: Tensor | None) -> tuple[Any, ...]:
     lengths, sizes, reset, u, u_n, h, w_hh, d_z = ctx.saved_tensors
-    nonlinearity, reverse = ctx.how
-    options = _one_way(nonlinearity, reverse, lengths, sizes, reset)
+    options = _one_way(*ctx.how, lengths, sizes, reset)
     made = derivatives.adjoints_adjoint(g_z, g_0, u, u_n, h, w_hh, d_z, options)
     return *made, *[None] * 5
 
@@ -253,10 +268,10 @@ def _vmap_forward(info: Any, in_dims: Any, x: Any, h_0: Any, weights: Any, *how:
     _check_shared(in_dims[5:])
 
     def call(x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *weights: Tensor) -> Any:
-        return torch.ops.fastrnn.rnn_forward(x, h_0, weights, *how[:2], *derivatives.in_tensors(options[0]))
+        return torch.ops.fastrnn.rnn_forward(x, h_0, weights, *how[:2], *derivatives.in_tensors(options))
 
     dims = (*in_dims[:2], None, *in_dims[2])
-    return derivatives.mapped_layer(call, info.batch_size, dims, x, h_0, _ways(*how), *weights)
+    return derivatives.mapped_layer(call, info.batch_size, dims, x, h_0, derivatives.of_tensors(*how), *weights)
 
 
 def _vmap_backward(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -275,21 +290,22 @@ def _vmap_adjoint(info: Any, in_dims: Any, u: Any, u_n: Any, h: Any, w_hh: Any, 
     _check_shared(in_dims[6:])
 
     def call(u: Any, u_n: Any, h: Tensor, w_hh: Tensor, options: RnnOptions) -> Any:
-        return torch.ops.fastrnn.rnn_adjoint(u, u_n, h, w_hh, *how[:2], *derivatives.in_tensors(options))
+        tensors = derivatives.in_tensors((options,))[: derivatives.SHARED]
+        return torch.ops.fastrnn.rnn_adjoint(u, u_n, h, w_hh, *how[:2], *tensors)
 
     return derivatives.mapped_adjoint(call, info.batch_size, in_dims, u, u_n, h, w_hh, _one_way(*how))
 
 
 def _check_shared(dims: Any) -> None:
     if any(dim is not None for dim in dims):
-        raise NotImplementedError("lengths, batch_sizes, reset: expected the same for all that vmap maps over")
+        raise NotImplementedError(f"{', '.join(derivatives.TENSORS)}: expected the same for all that vmap maps over")
 
 
 # ---- Floating-point operations: a multiplication and an addition are two, as torch counts; what is O(H) a row is not
 
 
 def _flops_forward(x: Any, h_0: Any, weights: Any, *_: Any, **__: Any) -> int:
-    return sum(2 * prod(x[:-1]) * prod(w) for w in weights if len(w) == 2)
+    return sum(2 * prod(x[:-1]) * prod(w[-2:]) for w in weights if len(w) == len(weights[1]))
 
 
 def _flops_backward(
@@ -297,16 +313,16 @@ def _flops_backward(
 ) -> int:
     """d_h through w_hh, and for each matrix its own gradient and, through w_ih, that of x, where needed."""
     rows = 2 * prod(x[:-1])
-    each = len(weights) // (len(output) and output[-1] // weights[1][0])
+    each = len(weights) // (len(output) and output[-1] // weights[1][-1])
     total = 0
     for at, (w, need) in enumerate(zip(weights, needed[2:], strict=True)):
-        if len(w) == 2:
-            total += rows * prod(w) * (need + (needed[0] if at % each == 0 else 1))
+        if len(w) == len(weights[1]):
+            total += rows * prod(w[-2:]) * (need + (needed[0] if at % each == 0 else 1))
     return total
 
 
 def _flops_adjoint(u: Any, u_n: Any, h: Any, w_hh: Any, *_: Any, **__: Any) -> int:
-    return int(2 * prod(h[:-1]) * prod(w_hh))
+    return int(2 * prod(h[:-1]) * prod(w_hh[-2:]))
 
 
 for _name, _cpu, _fake, _keep, _derivative, _vmap, _flops in (
@@ -332,57 +348,105 @@ for _name, _cpu, _fake, _keep, _derivative, _vmap, _flops in (
 # ---- The layer, of operators
 
 
+torch.library.define("fastrnn::no_state", "(Tensor x, Tensor batch_sizes, SymInt rows, SymInt H) -> Tensor")
+
+
+def no_state(x: Tensor, batch_sizes: Tensor, rows: int, H: int) -> Tensor:
+    """The h_0 of packed rows, whose B compiled code does not know otherwise: zeros (rows, B, H)."""
+    return x.new_zeros(rows, int(batch_sizes[0]) if len(batch_sizes) else 0, H)
+
+
+def _fake_no_state(x: Tensor, batch_sizes: Tensor, rows: int, H: int) -> Tensor:
+    return x.new_empty(rows, torch.library.get_ctx().new_dynamic_size(), H)
+
+
+torch.library.impl("fastrnn::no_state", "cpu", no_state)
+torch.library.register_fake("fastrnn::no_state", _fake_no_state)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def stock_computes() -> bool:
     return isinstance(dispatch.backend(), str)
 
 
 def run(
-    layer: RNN, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor | PackedSequence, Tensor]:
+    layer: RNN,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    return_all_layers: bool,
+    checkpoint_every: Any,
+) -> Any:
     """RNN.forward where operators are recorded: what torch.compile and torch.export can follow."""
+    given = prepared(layer, input, hx, lengths, reset)
+    if given is None:
+        stack.refuse_beside_stock(layer, lengths, reset, return_all_layers, checkpoint_every, "for these arguments")
+        return torch.nn.RNN.forward(cast(torch.nn.RNN, layer), input, hx)
+    x, hx, weights, lengths, reset, plan, result = given
+    packed, D = input if isinstance(input, PackedSequence) else None, plan.directions
+    sizes = plan.batch_sizes
+    operator = _onnx if torch.onnx.is_in_onnx_export() else torch.ops.fastrnn.rnn_forward
+
+    def compute(x: Tensor, h_0: Tensor | None, weights: Any, recurrent: Tensor | None, keep: Tensor | None) -> Any:
+        if torch.onnx.is_in_onnx_export() and len(weights) // D % 2:  # ONNX's RNN does not leak
+            options = derivatives.of_tensors(layer.nonlinearity, D == 2, lengths, sizes, reset)
+            return stepwise.layer(x, h_0, options, *weights)
+        return operator(x, h_0, weights, layer.nonlinearity, D == 2, lengths, sizes, reset, recurrent, keep)
+
+    if checkpoint_every is None:
+        outputs, h_n = stack.run(compute, plan, x, hx, weights)
+    else:
+        recompute.check(packed, return_all_layers)
+        every = checkpoint_every
+        output, h_n = recompute.run(plan, every, layer.nonlinearity, x, hx, weights, lengths, reset)
+        outputs = [output]
+    made: list[Any] = outputs if return_all_layers else outputs[-1:]
+    if result in dispatch.HALVES:
+        made, h_n = [output.to(result) for output in made], h_n.to(result)
+    if packed is not None:
+        made = [PackedSequence(output, *packed[1:]) for output in made]
+        h_n = layer.permute_hidden(h_n, packed.unsorted_indices)
+    elif cast(Tensor, input).dim() == 2:
+        made, h_n = [output.squeeze(1) for output in made], h_n.squeeze(1)
+    elif layer.batch_first:
+        made = [output.transpose(0, 1) for output in made]
+    return (made[-1], h_n, tuple(made)) if return_all_layers else (made[0], h_n)
+
+
+def prepared(
+    layer: RNN, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor | None, list[Tensor], Tensor | None, Tensor | None, stack.Plan, torch.dtype] | None:
+    """x (T, B, I) or packed rows, hx (L * D, B, H), the weights, lengths, reset (T, B), the plan, and the dtype of the
+    results; None where torch.nn.RNN has to compute, or to say what is wrong."""
     packed = input if isinstance(input, PackedSequence) else None
     x = cast(Tensor, input if packed is None else packed.data)
     weights = [getattr(layer, name) for name in layer._flat_weights_names]
+    if (alpha := getattr(layer, "alpha", None)) is not None:
+        weights = leak.beside(weights, layer.num_layers * (2 if layer.bidirectional else 1), alpha)
     if not _fits(layer, x, hx, packed, weights):
-        for name, value in (("lengths", lengths), ("reset", reset)):
-            if value is not None:
-                raise NotImplementedError(f"{name}: expected None where torch.nn.RNN computes, got a tensor")
-        return cast("tuple[Tensor, Tensor]", torch.nn.RNN.forward(cast(torch.nn.RNN, layer), input, hx))
+        return None
     _, result = dispatch.arithmetic(x.dtype)
     if result in dispatch.HALVES:
         x, hx, weights = x.float(), hx if hx is None else hx.float(), [w.float() for w in weights]
-    single, sizes = packed is None and x.dim() == 2, None
+    rates = None if layer._rates is None else layer._rates.acting(layer.training)
+    L, D, sizes = layer.num_layers, 2 if layer.bidirectional else 1, None
     if packed is not None:
         if lengths is not None or reset is not None:
             raise ValueError("lengths, reset: expected None beside a PackedSequence, got a tensor")
         sizes = packed.batch_sizes
         hx = hx if hx is None else layer.permute_hidden(hx, packed.sorted_indices)
-    elif single:
+        if hx is None and rates is not None:  # of which the masks take B
+            hx = torch.ops.fastrnn.no_state(x, sizes, L * D, layer.hidden_size)
+    elif x.dim() == 2:
         x, hx = x.unsqueeze(1), hx if hx is None else hx.unsqueeze(1)
         reset = reset if reset is None else reset.unsqueeze(1)
     elif layer.batch_first:
         x, reset = x.transpose(0, 1), reset if reset is None else reset.transpose(0, 1)
-    L, D = layer.num_layers, 2 if layer.bidirectional else 1
-    each, states = len(weights) // L, []
-    for at in range(L):
-        if layer.dropout and layer.training and at:
-            x = torch.dropout(x, layer.dropout, True)
-        h_0 = None if hx is None else hx[at * D : (at + 1) * D]
-        compute = _onnx if torch.onnx.is_in_onnx_export() else torch.ops.fastrnn.rnn_forward
-        x, h_n = compute(
-            x, h_0, weights[at * each : (at + 1) * each], layer.nonlinearity, D == 2, lengths, sizes, reset
-        )
-        states.append(h_n)
-    h_n = states[0] if L == 1 else torch.cat(states)
-    if result in dispatch.HALVES:
-        x, h_n = x.to(result), h_n.to(result)
-    if packed is not None:
-        result = PackedSequence(x, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        return result, layer.permute_hidden(h_n, packed.unsorted_indices)
-    if single:
-        return x.squeeze(1), h_n.squeeze(1)
-    return x.transpose(0, 1) if layer.batch_first else x, h_n
+    lengths, reset = (each if each is None else each.cpu() for each in (lengths, reset))
+    B = x.shape[1] if sizes is None else None if hx is None else hx.shape[1]
+    plan = stack.Plan(L, D, layer.dropout if layer.training else 0.0, rates, layer.training, B, sizes)
+    return x, hx, weights, lengths, reset, plan, result
 
 
 def _fits(layer: RNN, x: Tensor, hx: Tensor | None, packed: PackedSequence | None, weights: list[Tensor]) -> bool:
@@ -412,10 +476,14 @@ def _onnx(
     lengths: Tensor | None,
     sizes: Tensor | None,
     reset: Tensor | None,
+    recurrent_mask: Tensor | None,
+    keep_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """ONNX's RNN node, inside torch.onnx.export(dynamo=True)."""
-    if sizes is not None or reset is not None:
-        raise NotImplementedError("torch.onnx.export: expected no PackedSequence and no reset, which ONNX's RNN lacks")
+    if not (sizes is reset is recurrent_mask is keep_mask is None):
+        raise NotImplementedError(
+            "torch.onnx.export: expected no PackedSequence, reset, recurrent_dropout and zoneout, which ONNX lacks"
+        )
     D, H = 2 if bidirectional else 1, weights[1].shape[0]
     each = len(weights) // D
     w, r, *b = (torch.stack(weights[kind::each]) for kind in range(each))

@@ -1,22 +1,15 @@
 """The hot parts of training in C++ (csrc/cpu/training.h), and the same in NumPy where another backend is in use.
 
-Adam and the maximum give the same bits either way; sums of one token's rows differ in the order of their terms.
+Both give the same bits either way.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from .. import _backends
 from .._backends.options import Array
+from .._gathered import native
 from .._threads import get_num_threads
-
-
-def native() -> Any:
-    """The native module where backend="auto" means cpp, else None."""
-    return getattr(_backends.get("auto"), "native", None)
 
 
 def adam(
@@ -38,16 +31,6 @@ def adam(
         return False
     module.adam(*arrays, *betas, rate, correction, eps, decay, keep, get_num_threads())
     return True
-
-
-def sum_segments(rows: Array, order: Array, first: Array) -> Array:
-    """(S, E): for each segment first[s] .. first[s + 1] of order the sum of those rows (N, E), in this order."""
-    module = native()
-    if module is None:
-        return np.add.reduceat(rows[order], first[:-1], axis=0)
-    sums = np.empty((len(first) - 1, rows.shape[1]), rows.dtype)
-    module.sum_segments(sums, np.ascontiguousarray(rows), order, first, get_num_threads())
-    return sums
 
 
 def max_over_time(x: Array, lengths: Array) -> tuple[Array, Array]:

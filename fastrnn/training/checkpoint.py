@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,13 +34,12 @@ def save_arrays(path: Any, arrays: Mapping[str, Array], description: Mapping[str
     _, _, save = _safetensors()
     path = Path(path)
     data = save({name: np.asarray(array, order="C") for name, array in arrays.items()}, {_KEY: json.dumps(description)})
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    temporary = path.absolute().parent / f".{path.name}.{secrets.token_hex(8)}"
+    try:  # from before the file exists: an interruption between two lines leaves nothing behind
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):

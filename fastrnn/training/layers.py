@@ -12,8 +12,9 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
+from .._gathered import Gathered, stable_order, sum_segments
 from .._parameters import IncompatibleKeys, load_into
-from ._native import max_over_time, sum_segments
+from ._native import max_over_time
 
 POOLINGS = ("last", "mean", "max", "mean+max")
 
@@ -112,11 +113,14 @@ class Embedding(Module):
 
     def __call__(self, tokens: Array) -> Array:
         """x. Raises TypeError for tokens that are not int32 or int64, ValueError for one outside 0..V-1."""
+        return np.take(self.parameters["weight"], self._checked(tokens), axis=0)
+
+    def _checked(self, tokens: Array) -> Array:
         if not isinstance(tokens, np.ndarray) or tokens.dtype not in (np.int32, np.int64):
             raise TypeError(f"tokens: expected an int32 or int64 array, got {getattr(tokens, 'dtype', type(tokens))}")
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.size):
             raise ValueError(f"tokens: expected values in 0..{self.size - 1}, got {tokens.min()}..{tokens.max()}")
-        return np.take(self.parameters["weight"], tokens, axis=0)
+        return tokens
 
     def forward_train(self, tokens: Array) -> tuple[Array, Callable[[Array], None]]:
         """x, backward; backward(d_x) adds to grads. It holds tokens."""
@@ -125,11 +129,34 @@ class Embedding(Module):
         def backward(d_x: Array) -> None:
             d_x = _validate.exact("d_x", d_x, self.dtype, x.shape)
             if self.trainable and tokens.size:
-                rows, sums = sum_by_token(tokens.reshape(-1), d_x.reshape(-1, self.dimension))
-                self.grads["weight"][rows] += sums
-                self._touched.append(rows)
+                self._add_rows(*sum_by_token(tokens.reshape(-1), d_x.reshape(-1, self.dimension), self.size))
 
         return x, backward
+
+    def gather(self, tokens: Array, kept: Array | None = None) -> tuple[Gathered, Callable[[Array], None]]:
+        """x (T, B, E) as rows of a table of the tokens that occur, ascending; 0 where kept (T, B) bool is False.
+
+        backward(d_table) adds to grads. Errors as of a call. Memory: the table, and 9 V bytes for a moment.
+        """
+        tokens = self._checked(tokens)
+        seen = np.zeros(self.size, np.bool_)
+        seen[tokens if kept is None else tokens[kept]] = True
+        found = np.flatnonzero(seen)
+        number = np.empty(self.size, np.int64)
+        number[found] = np.arange(len(found))
+        place = number[tokens]
+        if kept is not None:
+            place[~kept] = len(found)
+
+        def backward(d_table: Array) -> None:
+            if self.trainable:
+                self._add_rows(found, d_table)
+
+        return Gathered(self.parameters["weight"][found], place), backward
+
+    def _add_rows(self, rows: Array, sums: Array) -> None:
+        self.grads["weight"][rows] += sums
+        self._touched.append(rows)
 
     def zero_grad(self) -> None:
         """Sets grads to zero: only the rows that backward has written."""
@@ -138,9 +165,9 @@ class Embedding(Module):
         self._touched.clear()
 
 
-def sum_by_token(tokens: Array, d_x: Array) -> tuple[Array, Array]:
-    """The tokens that occur, ascending, and for each the sum of its rows of d_x (N, E), in their order."""
-    order = np.argsort(tokens, kind="stable")
+def sum_by_token(tokens: Array, d_x: Array, size: int) -> tuple[Array, Array]:
+    """Of tokens in 0..size-1 those that occur, ascending, and for each the sum of its rows of d_x (N, E), in order."""
+    order = stable_order(tokens, size)
     ordered = tokens[order]
     bounds = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
     return ordered[bounds[:-1]], sum_segments(d_x, order, bounds)

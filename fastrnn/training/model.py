@@ -9,11 +9,17 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
+from .._gathered import Gathered
 from .._parameters import IncompatibleKeys, load_into
 from ..layer import RNN
 from .layers import POOLINGS, Embedding, Linear, draw_mask, pool
 
 Backward: TypeAlias = Callable[[Array], tuple[Array | None, Array]]
+
+# The price of the token path, in multiply-adds of one product of as much time: finding the tokens that occur, for each
+# step of a batch, where BPTT saves two products more and where it does not, and for each row of the embedding; each
+# number of w_ih x that is gathered beyond those of x.
+_STEP_TRAINED, _STEP, _ROW, _NUMBER = 1024, 4096, 32, 64
 
 
 class SequenceModel:
@@ -29,6 +35,12 @@ class SequenceModel:
         dropout: of what enters the readout.
         token_dropout: the probability with which a whole step of x is zeroed, without rescaling (Iyyer et al. 2015).
         seed: of both kinds of dropout; that between layers is the RNN's.
+        by_token: with an embedding, the input product w_ih x_t of layer 0 is computed once for each token that occurs
+            in the batch, and gathered; BPTT sums gradients token by token before it multiplies. None: in each call
+            where this is less work. That is counted: of N steps (the lengths' sum) and U different tokens, the
+            (N - U) I D H multiply-adds saved must be above N (1024 + 64 max(D H - I, 0)) + 32 V, for finding tokens
+            and moving more numbers; in a call without BPTT 4096 stands for 1024. True, False: always, never. Results
+            differ in rounding. Not with the RNN's input_dropout, nor on a GPU.
 
     parameters and grads hold those of the parts, as "embedding.weight", "rnn.weight_ih_l0", "readout.bias".
     """
@@ -43,6 +55,7 @@ class SequenceModel:
         dropout: float = 0.0,
         token_dropout: float = 0.0,
         seed: Any = None,
+        by_token: bool | None = None,
     ) -> None:
         if rnn.batch_first:
             raise ValueError("rnn: expected batch_first=False, got True")
@@ -59,6 +72,10 @@ class SequenceModel:
             raise ValueError(f"embedding: expected dimension {rnn.input_size}, got {embedding.dimension}")
         if len({part.dtype for part in (rnn, readout, embedding) if part is not None}) > 1:
             raise TypeError("rnn, readout, embedding: expected one dtype, got several")
+        self._products = embedding is not None and rnn.device == "cpu" and not rnn.input_dropout
+        if by_token is not None and _validate.boolean("by_token", by_token) and not self._products:
+            raise ValueError("by_token: expected an embedding and an RNN on the CPU without input_dropout, got True")
+        self.by_token = by_token
         self._parts: dict[str, Any] = {"rnn": rnn, "readout": readout}
         if embedding is not None:
             self._parts = {"embedding": embedding, **self._parts}
@@ -95,9 +112,7 @@ class SequenceModel:
 
     def __call__(self, x: Array, lengths: Array | None = None) -> Array:
         """y (T, B, K), or (B, K) with pool; no dropout. Beyond a row's length y is readout(0)."""
-        if self.embedding is not None:
-            x = self.embedding(x)
-        output, h_n = self.rnn(x, lengths=lengths)
+        output, h_n = self.rnn(self._embed(x, lengths, None, _STEP)[0], lengths=lengths)
         if self.pool is not None:
             output = pool(self.pool, output, h_n, lengths, self._directions)[0]
         return self.readout(output)
@@ -107,17 +122,13 @@ class SequenceModel:
     ) -> tuple[Array, Array, Backward]:
         """y, h_n (L * D, B, H), backward: with dropout.
 
-        backward(d_y) adds to grads and returns d_x (T, B, I), with an embedding the gradient of its vectors (T, B, E),
-        and d_h_0.
+        backward(d_y) adds to grads and returns d_x (T, B, I), None with an embedding, and d_h_0.
         """
-        embed = None
-        if self.embedding is not None:
-            x, embed = self.embedding.forward_train(x)
         kept = None
         if self.token_dropout > 0:
-            kept = (self._rng.random(x.shape[:2], np.float32) >= self.token_dropout)[..., None].astype(x.dtype)
-            x = np.multiply(x, kept, out=None if embed is None else x)  # x of an embedding is ours
-        output, h_n, backward_rnn = self.rnn.forward_train(x, h_0, lengths)
+            kept = self._rng.random(np.shape(x)[:2], np.float32) >= self.token_dropout
+        values, embed = self._embed(x, lengths, kept, _STEP_TRAINED)
+        output, h_n, backward_rnn = self.rnn.forward_train(values, h_0, lengths)
         states, unpool = output, None
         if self.pool is not None:
             states, unpool = pool(self.pool, output, h_n, lengths, self._directions)
@@ -133,10 +144,50 @@ class SequenceModel:
                 d_states *= noise
             d_output, d_h_n = (d_states, None) if unpool is None else unpool(d_states)
             d_x, d_h_0 = backward_rnn(d_output, d_h_n)
-            if kept is not None:
-                d_x *= kept
-            if embed is not None:
-                embed(d_x)
-            return d_x, d_h_0
+            return embed(d_x), d_h_0
 
         return y, h_n, backward
+
+    def _embed(
+        self, x: Array, lengths: Array | None, kept: Array | None, price: int
+    ) -> tuple[Any, Callable[[Array], Any]]:
+        """What the RNN takes, 0 where kept (T, B) bool is False; and the way back of its gradient, which returns d_x,
+        or adds to the embedding's."""
+        embed = None
+        if self.embedding is not None:
+            if self._products and self.by_token is not False:
+                gathered = self._gather(self.embedding, x, lengths, kept, price)
+                if gathered is not None:
+                    return gathered
+            x, embed = self.embedding.forward_train(x)
+        if kept is None:
+            return x, embed or _unchanged
+        factor = kept[..., None].astype(x.dtype)
+        x = np.multiply(x, factor, out=None if embed is None else x)  # x of an embedding is ours
+
+        def backward(d_x: Array) -> Any:
+            d_x *= factor
+            return d_x if embed is None else embed(d_x)
+
+        return x, backward
+
+    def _gather(
+        self, embedding: Embedding, tokens: Array, lengths: Array | None, kept: Array | None, price: int
+    ) -> tuple[Gathered, Callable[[Array], None]] | None:
+        """The tokens as rows of a table, and the way back, where by_token says so; else None."""
+        if np.ndim(tokens) != 2:  # the RNN's business
+            return None
+        T, B = np.shape(tokens)
+        steps = T * B if lengths is None else int(_validate.sequence_lengths(lengths, T, B).sum())
+        I, width = embedding.dimension, self._directions * self.rnn.hidden_size
+        costs = steps * (price + _NUMBER * max(width - I, 0)) + _ROW * embedding.size
+        if self.by_token is None and steps * I * width <= costs:
+            return None
+        gathered, backward = embedding.gather(tokens, kept)
+        if self.by_token is None and (steps - len(gathered.table)) * I * width <= costs:
+            return None
+        return gathered, backward
+
+
+def _unchanged(d_x: Array) -> Array:
+    return d_x

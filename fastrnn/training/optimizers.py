@@ -125,11 +125,11 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015): p -= rate m' / (sqrt(s') + eps), m' and s' the bias-corrected moments of the gradient.
 
-    weight_decay adds weight_decay p to the gradient; AdamW has it decoupled.
+    weight_decay, by default 0, adds weight_decay p to the gradient; AdamW has it decoupled.
     """
 
     slots = ("mean", "square")
-    decoupled = False
+    decoupled, usual_decay = False, 0.0
 
     def __init__(
         self,
@@ -137,9 +137,9 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         *,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
     ) -> None:
-        super().__init__(rate, weight_decay)
+        super().__init__(rate, self.usual_decay if weight_decay is None else weight_decay)
         self.betas = _fraction("betas", betas[0]), _fraction("betas", betas[1])
         self.eps = eps
 
@@ -175,19 +175,9 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): p -= rate weight_decay p besides."""
+    """Adam with decoupled weight decay (Loshchilov, Hutter 2019), by default 0.01: p -= rate weight_decay p besides."""
 
-    decoupled = True
-
-    def __init__(
-        self,
-        rate: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        *,
-        weight_decay: float = 0.01,
-    ) -> None:
-        super().__init__(rate, betas, eps, weight_decay=weight_decay)
+    decoupled, usual_decay = True, 0.01
 
 
 def _chunks(*arrays: Array) -> Iterator[list[Array]]:

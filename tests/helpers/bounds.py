@@ -47,8 +47,8 @@ def _weights(p: Problem, wide: Any) -> tuple[Array, Array, Array, Array]:
     return p.w_ih.astype(wide), p.w_hh.astype(wide), b, abs_b
 
 
-def judge_forward(p: Problem, output: Array, tanh_ulps: float = 2.0) -> Judged:
-    """One step of the exact recurrence from the kernel's own states; p is padded."""
+def judge_activation(p: Problem, output: Array, tanh_ulps: float) -> tuple[Judged, Array]:
+    """act(z) of every step, from the kernel's own states, and where relu's slope may be 0 or 1; p is padded."""
     dtype, wide = output.dtype, wider(output.dtype)
     entering = oracle.entering_states(p, output).astype(wide)
     masked = entering if p.recurrent_mask is None else entering * p.recurrent_mask.astype(wide)
@@ -66,6 +66,23 @@ def judge_forward(p: Problem, output: Array, tanh_ulps: float = 2.0) -> Judged:
         bound = bound + tanh_ulps * ulp_size(np.abs(reference) + bound, dtype)
     else:
         reference, bound = np.maximum(z, 0), z_error
+    return Judged(reference, bound), np.abs(z) <= z_error
+
+
+def judge_forward(p: Problem, output: Array, tanh_ulps: float = 2.0) -> Judged:
+    """One step of the exact recurrence from the kernel's own states; p is padded."""
+    dtype, wide = output.dtype, wider(output.dtype)
+    u = rounding(dtype)
+    entering = oracle.entering_states(p, output).astype(wide)
+    valid = oracle.valid_rows(p)[..., None]
+    activation, _ = judge_activation(p, output, tanh_ulps)
+    reference, bound = activation.reference, activation.bound
+    if p.alpha is not None:  # 1 - alpha, two products and a sum are rounded
+        alpha = p.alpha.astype(wide)
+        stays, comes = (1 - alpha) * entering, alpha * reference
+        reference = stays + comes
+        bound = np.abs(alpha) * bound + u * (3 * np.abs(stays) + 2 * np.abs(comes) + np.abs(reference))
+        bound = bound + 3 * float(np.finfo(dtype).smallest_subnormal)
     if p.keep_mask is not None:
         reference = np.where(p.keep_mask, entering, reference)
         bound = np.where(p.keep_mask, 0, bound)
@@ -83,11 +100,15 @@ def last_states(p: Problem, output: Array) -> Array:
     return h_n
 
 
-def judge_backward(p: Problem, output: Array, d_z: Array, tape_error: float = 1.0) -> dict[str, Judged]:
+def judge_backward(
+    p: Problem, output: Array, d_z: Array, tape_error: float = 1.0, tanh_ulps: float = 2.0
+) -> dict[str, Judged]:
     """What each gradient must be, given the kernel's own d_z (T, B, H), the gradient at the activation's argument.
 
     d_z itself is judged step by step: D_t = (d_z_{t+1} U) m + kept D_{t+1} + d_output_t, d_z_t = D_t act'(h_t), each
     from the kernel's d_z_{t+1}. tape_error: absolute error of 1 - h^2 in roundings (1 without an FMA). p is padded.
+    With alpha: D_t gets (1 - alpha) D_{t+1} too, d_z_t = alpha D_t act'(a_t), d_alpha = sum D_t (a_t - p_t), with the
+    exact a_t and the error that judge_forward grants to the kernel's.
     """
     dtype, wide = output.dtype, wider(output.dtype)
     u = rounding(dtype)
@@ -102,20 +123,39 @@ def judge_backward(p: Problem, output: Array, d_z: Array, tape_error: float = 1.
     D = np.zeros((B, H), wide) if p.d_h_n is None else p.d_h_n.astype(wide)
     E = np.zeros((B, H), wide)  # bound of D's error
     dz_reference, dz_bound = np.zeros_like(dz), np.zeros_like(dz)
+    alpha = np.ones(H, wide) if p.alpha is None else p.alpha.astype(wide)
+    slopes = 1 - np.square(h) if p.nonlinearity == "tanh" else (~(h <= 0)).astype(wide)
+    slope_errors = np.full_like(slopes, tape_error * u if p.nonlinearity == "tanh" else 0.0)
+    spread = 0  # of d_z between the call that it is from and the one that is judged; d_z of leaky units, see d_z_of
+    changes, change_errors = np.zeros_like(dz), np.zeros_like(dz)
+    d_alphas, d_alpha_errors = np.zeros_like(dz), np.zeros_like(dz)
+    if p.alpha is not None:
+        spread = 2
+        activation, doubtful = judge_activation(p, output, tanh_ulps)
+        a, a_error = activation.reference, activation.bound
+        slopes = 1 - np.square(a) if p.nonlinearity == "tanh" else (a > 0).astype(wide)
+        slope_errors = (2 * np.abs(a) + a_error) * a_error + u if p.nonlinearity == "tanh" else doubtful.astype(wide)
+        changes = a - oracle.entering_states(p, output).astype(wide)
+        change_errors = a_error + u * np.abs(changes)
     for t in range(T) if p.reverse else range(T - 1, -1, -1):
         on = valid[t][:, None]
         D_t = D + d_output[t]
         E_t = E + 2 * u * (np.abs(D) + np.abs(d_output[t]))
-        slope = 1 - np.square(h[t]) if p.nonlinearity == "tanh" else (~(h[t] <= 0)).astype(wide)
-        slope_error = tape_error * u if p.nonlinearity == "tanh" else 0.0
+        slope, slope_error = np.abs(alpha) * slopes[t], np.abs(alpha) * slope_errors[t]
         kept = np.zeros((B, H), bool) if p.keep_mask is None else p.keep_mask[t]
-        dz_t = np.where(kept, 0, D_t * slope)
+        dz_t = np.where(kept, 0, D_t * alpha * slopes[t])
         dz_reference[t] = np.where(on, dz_t, 0)
-        bound = E_t * (slope + slope_error) + slope_error * np.abs(D_t) + 2 * u * np.abs(dz_t)
+        bound = E_t * (slope + slope_error) + slope_error * np.abs(D_t) + (2 + (p.alpha is not None)) * u * np.abs(dz_t)
+        d_alphas[t] = np.where(on & ~kept, D_t * changes[t], 0)
+        d_alpha_error = E_t * (np.abs(changes[t]) + change_errors[t]) + np.abs(D_t) * change_errors[t]
+        d_alpha_errors[t] = np.where(on & ~kept, d_alpha_error + u * np.abs(d_alphas[t]), 0)
         dz_bound[t] = np.where(on & ~kept, bound, 0)
         flow = (dz[t] @ w_hh) * mask
         flow_error = (np.abs(dz[t]) @ np.abs(w_hh)) * mask * (sum_factor(H, dtype) + 2 * u)
-        through, through_error = np.where(kept, D_t, 0), np.where(kept, E_t, 0)
+        flow_error = flow_error + (spread * dz_bound[t] @ np.abs(w_hh)) * mask
+        leak = np.where(kept, 1, 1 - alpha)
+        leak_error = 0.0 if p.alpha is None else 2 * u * np.abs(np.where(kept, 0, leak * D_t))
+        through, through_error = leak * D_t, np.abs(leak) * E_t + leak_error
         before = flow + through
         before_error = flow_error + through_error + u * (np.abs(flow) + np.abs(through))
         if p.reset is not None:
@@ -132,11 +172,17 @@ def judge_backward(p: Problem, output: Array, d_z: Array, tape_error: float = 1.
     product = {"d_w_ih": x, "d_w_hh": state, "d_b": np.ones((T * B, 1), wide)}
     for name, operand in product.items():
         bound = (np.abs(flat).T @ np.abs(operand)) * (sum_factor(rows, dtype) + 2 * u) + rows * tiny
+        bound = bound + spread * dz_bound.reshape(T * B, H).T @ np.abs(operand)
         reference = flat.T @ operand
         shape = reference.shape if name != "d_b" else (H,)
         judged[name] = Judged(reference.reshape(shape), bound.reshape(shape))
+    if p.alpha is not None:
+        size, error = np.abs(d_alphas).sum((0, 1)), d_alpha_errors.sum((0, 1))
+        error = error + (size + error) * (sum_factor(rows, dtype) + 2 * u) + rows * tiny
+        judged["d_alpha"] = Judged(d_alphas.sum((0, 1)), error)
     d_x = dz @ w_ih
     d_x_bound = (np.abs(dz) @ np.abs(w_ih)) * sum_factor(H, dtype) + np.where(valid[..., None], tiny, 0)
+    d_x_bound = d_x_bound + spread * dz_bound @ np.abs(w_ih)
     judged["d_x"] = Judged(np.where(valid[..., None], d_x, 0), d_x_bound)
     return judged
 

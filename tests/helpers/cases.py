@@ -40,6 +40,7 @@ class Problem:
     reset: Array | None = None
     recurrent_mask: Array | None = None
     keep_mask: Array | None = None
+    alpha: Array | None = None
     d_output: Array | None = None
     d_h_n: Array | None = None
 
@@ -57,7 +58,7 @@ class Problem:
 
     def options(self) -> dict[str, Any]:
         """The run-time options shared by forward and backward, as keywords."""
-        names = ("nonlinearity", "reverse", "lengths", "batch_sizes", "reset", "recurrent_mask", "keep_mask")
+        names = ("nonlinearity", "reverse", "lengths", "batch_sizes", "reset", "recurrent_mask", "keep_mask", "alpha")
         return {name: getattr(self, name) for name in names}
 
     def but(self, **changed: Any) -> Problem:
@@ -165,6 +166,7 @@ class Case:
     reset: bool = False
     recurrent_mask: bool = False
     keep_mask: bool = False
+    alpha: str = "none"  # none, one (number for all units), unit (a number each)
     layout: str = "contiguous"
     d_output: str = "random"  # random, none, constant (stride 0 everywhere)
     d_h_n: bool = True
@@ -231,6 +233,9 @@ class Case:
             d_output=d_output,
             d_h_n=normal(B, H) if self.d_h_n else None,
         )
+        if self.alpha != "none":  # from 1 / 512 to 1; 1 among them
+            alpha = np.minimum(2.0 ** rng.uniform(-9, 1, H), 1).astype(dtype)
+            p = p.but(alpha=alpha if self.alpha == "unit" else np.broadcast_to(alpha[0], (H,)))
         if self.lengths == "packed":
             p = to_packed(p)
         return p.but(x=with_layout(p.x, self.layout))

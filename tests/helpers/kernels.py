@@ -36,7 +36,9 @@ def known_kernels() -> dict[str, str]:
 
     known = {}
     for record in fastrnn.backends():
-        if record.device != "cpu" or record.name != "cpp":
+        if record.device != "cpu":
+            continue
+        if record.name != "cpp":
             known[record.name] = "" if record.available else str(record.reason)
             continue
         module = native()
@@ -65,7 +67,12 @@ class Gradients:
     d_b: Array | None
 
     def __iter__(self) -> Any:
-        return iter(getattr(self, name) for name in GRADIENTS)
+        return iter(vars(self).values())
+
+
+@dataclass(frozen=True)
+class LeakyGradients(Gradients):
+    d_alpha: Array | None
 
 
 @dataclass(frozen=True)
@@ -129,23 +136,29 @@ class Kernel:
         p: Problem,
         output: Array,
         *,
-        needs: tuple[str, ...] = NEEDS,
+        needs: tuple[str, ...] = (*NEEDS, "alpha"),
         threads: int | None = None,
         tuning: dict[str, int] | None = None,
         new: NewArray = _nans,
     ) -> Gradients:
         if not self.is_native:
             module, options = _python_backend(self.backend, p)
-            g = module.rnn_backward(p.d_output, p.d_h_n, output, p.x, p.h_0, p.w_ih, p.w_hh, options, needs)
-            return Gradients(*(getattr(g, name) for name in GRADIENTS))
-        shapes = (p.x.shape, (p.B, p.H), p.w_ih.shape, p.w_hh.shape, (p.H,))
-        pairs = zip(NEEDS, shapes, strict=True)
-        wanted = [new(shape, p.w_hh.dtype) if need in needs else None for need, shape in pairs]
+            arguments = (p.d_output, p.d_h_n, output, p.x, p.h_0, p.w_ih, p.w_hh, options, needs, p.b_ih, p.b_hh)
+            g = module.rnn_backward(*arguments)
+            five = (getattr(g, name) for name in GRADIENTS)
+            return Gradients(*five) if p.alpha is None else LeakyGradients(*five, g.d_alpha)
+        w_ih_shape = None if p.w_ih is None else p.w_ih.shape
+        pairs = zip(NEEDS, (p.x.shape, (p.B, p.H), w_ih_shape, p.w_hh.shape, (p.H,)), strict=True)
+        wanted = [None if shape is None or need not in needs else new(shape, p.w_hh.dtype) for need, shape in pairs]
+        leak: dict[str, Any] = {}
+        if p.alpha is not None:
+            d_alpha = new((p.H,), p.w_hh.dtype) if "alpha" in needs else None
+            leak = {"b_ih": p.b_ih, "b_hh": p.b_hh, "d_alpha": d_alpha}
         native().rnn_backward(
             p.d_output, p.d_h_n, output, p.x, p.h_0, p.w_ih, p.w_hh, *wanted,
-            isa=self.isa, threads=_threads(threads), tuning=tuning, **_native_options(p),
+            isa=self.isa, threads=_threads(threads), tuning=tuning, **leak, **_native_options(p),
         )  # fmt: skip
-        return Gradients(*wanted)
+        return LeakyGradients(*wanted, leak["d_alpha"]) if leak else Gradients(*wanted)
 
     def tanh(self, x: Array) -> Array:
         out = _nans(x.shape, x.dtype)
@@ -197,10 +210,12 @@ def _native_options(p: Problem) -> dict[str, Any]:
 
 
 def d_z_of(kernel: Kernel, p: Problem, output: Array, **how: Any) -> Array:
-    """The kernel's own gradient at the activation's argument: d_x where w_ih is the identity (each sum is exact)."""
+    """The kernel's own gradient at the activation's argument: d_x where w_ih is the identity (each sum is exact). Where
+    BPTT computes the activations again, for alpha, x and w_ih stay, and inputs of 0 are added."""
     H = p.H
-    x = np.zeros((*p.x.shape[:-1], H), p.x.dtype)
-    identity = p.but(x=x, w_ih=np.eye(H, dtype=p.x.dtype))
-    d_x = kernel.backward(identity, output, needs=("x",), **how).d_x
+    x, w_ih = np.zeros((*p.x.shape[:-1], H), p.x.dtype), np.eye(H, dtype=p.x.dtype)
+    if p.alpha is not None:
+        x, w_ih = np.concatenate([p.x, x], axis=-1), np.concatenate([p.w_ih, w_ih], axis=1)
+    d_x = kernel.backward(p.but(x=x, w_ih=w_ih), output, needs=("x",), **how).d_x
     assert d_x is not None
-    return d_x
+    return d_x[..., -H:]

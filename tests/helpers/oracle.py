@@ -33,7 +33,7 @@ def forward(problem: Any, dtype: Any = np.float64, **changed: Array) -> tuple[Ar
         return None if value is None else np.asarray(value, dtype)
 
     x, h_0, w_ih, w_hh = take("x"), take("h_0"), take("w_ih"), take("w_hh")
-    b_ih, b_hh, mask = take("b_ih"), take("b_hh"), take("recurrent_mask")
+    b_ih, b_hh, mask, alpha = take("b_ih"), take("b_hh"), take("recurrent_mask"), take("alpha")
     T, B, H = x.shape[0], x.shape[1], w_hh.shape[0]
     output, h_n = np.zeros((T, B, H), dtype), np.zeros((B, H), dtype)
     with np.errstate(all="ignore"):
@@ -50,6 +50,8 @@ def forward(problem: Any, dtype: Any = np.float64, **changed: Array) -> tuple[Ar
                 if b_hh is not None:
                     z = z + b_hh
                 new = activation(z, p.nonlinearity)
+                if alpha is not None:
+                    new = (1 - alpha) * h + alpha * new
                 h = new if p.keep_mask is None else np.where(p.keep_mask[t, b], h, new)
                 output[t, b] = h
             h_n[b] = h

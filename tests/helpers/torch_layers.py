@@ -72,6 +72,10 @@ def assert_close(got: dict[str, Any], want: dict[str, Any], bound: float, what: 
     assert errors[worst] <= bound, f"{what} {worst}: normalised error {errors[worst]:.2e} against torch.nn.RNN"
 
 
+def name_of(options: dict[str, Any]) -> str:
+    return "-".join(f"{k}={v}" for k, v in options.items()) or "plain"
+
+
 def cell_twins(torch: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """A fastrnn.torch.RNNCell and a torch.nn.RNNCell, drawn from the same seed."""
     import fastrnn
@@ -111,3 +115,15 @@ def outcome(call: Any) -> tuple[str, str]:
         return "", repr(call())
     except Exception as error:
         return type(error).__name__, str(error)
+
+
+def leaves_of(value: Any) -> list[Any]:
+    """The tensors in nested results."""
+    import torch.utils._pytree as pytree
+
+    return [leaf for leaf in pytree.tree_leaves(value) if leaf is not None]
+
+
+def scalar(results: Any) -> Any:
+    """Of output and h_n, with a derivative of each."""
+    return (results[0] ** 2).sum() + (results[1] ** 3).sum()

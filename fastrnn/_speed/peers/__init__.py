@@ -22,7 +22,7 @@ class Peer:
     file: str
     modules: tuple[str, ...]
     line: str  # gets it
-    dtypes: tuple[str, ...] = ("float32", "float64")
+    dtypes: tuple[str, ...] = ("float32", "float64")  # Keras 3.15 multiplies float64 in float32
     keras_backend: str = ""
 
 
@@ -31,10 +31,10 @@ PEERS = {
     "jax": Peer("jax_scan", ("jax", "jaxlib"), JAX_LINE),
     "onnxruntime": Peer("onnxruntime_rnn", ("onnxruntime", "onnx"), "pip install onnxruntime onnx", ("float32",)),
     "keras-jax": Peer(
-        "keras_rnn", ("keras", "jax"), f"{JAX_LINE} keras", keras_backend="jax"
+        "keras_rnn", ("keras", "jax"), f"{JAX_LINE} keras", ("float32",), keras_backend="jax"
     ),
     "keras-torch": Peer(
-        "keras_rnn", ("keras", "torch"), f"{TORCH_LINE} keras", keras_backend="torch"
+        "keras_rnn", ("keras", "torch"), f"{TORCH_LINE} keras", ("float32",), keras_backend="torch"
     ),
     "onednn": Peer(
         "onednn", (), "pip install onednn-cpu-gomp==2023.2.0 onednn-devel-cpu-gomp==2023.2.0, and a C++ compiler;"

@@ -5,18 +5,14 @@ the pip packages' (in sys.prefix), else the system's.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ... import _compiled
 from ..arms import Arm, Problem, UnavailableError
 
 SOURCE = Path(__file__).with_name("onednn_driver.cc")
@@ -27,7 +23,7 @@ def find() -> tuple[str, Path]:
     """The compiler, and the prefix in which oneDNN's headers are. Raises UnavailableError."""
     from . import PEERS
 
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    compiler = _compiled.compiler()
     prefixes = (Path(sys.prefix), Path("/usr/local"), Path("/usr"))
     prefix = next((prefix for prefix in prefixes if (prefix / "include" / HEADER).exists()), None)
     if prefix is None or compiler is None:
@@ -44,17 +40,14 @@ def driver() -> Any:
     if prefix != Path("/usr"):
         command += [f"-I{prefix}/include", f"-L{prefix}/lib", f"-Wl,-rpath,{prefix}/lib"]
     version = (prefix / "include/oneapi/dnnl/dnnl_version.h").read_bytes()
-    key = hashlib.sha256(SOURCE.read_bytes() + version + " ".join(command).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrnn"
-    library = folder / f"onednn_driver_{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            fresh = Path(temporary) / "driver.so"
-            result = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True, check=False)
-            if result.returncode:
-                raise UnavailableError(f"oneDNN: the driver does not compile: {result.stderr.strip()}")
-            os.replace(fresh, library)
+    library = _compiled.library("onednn_driver", (SOURCE.read_bytes(), version, " ".join(command)))
+    try:
+        if not library.exists():
+            _compiled.build(command, library)
+        elif (why := _compiled.unsafe(library)) is not None:
+            raise _compiled.CompileError(f"{why}: nothing is loaded from there")
+    except _compiled.CompileError as error:
+        raise UnavailableError(f"oneDNN: the driver does not compile: {error}") from error
     found = ctypes.CDLL(str(library))
     found.fastrnn_peer_failure.restype = ctypes.c_char_p
     found.fastrnn_peer_create.restype = ctypes.c_void_p

@@ -1,0 +1,125 @@
+// The machines of persistent.cuh for a cluster of blocks (sm_90 on): v is exchanged through distributed shared memory.
+//
+//   DeviceClusterBarrier   plain remote stores, one cluster barrier a step
+//   DeviceCluster          st.async: each value counts its bytes at the receiver's mbarrier; nobody waits for anybody
+//   but
+//                          for the values themselves. Two barriers, one a buffer; thread 0 arms a barrier for step i +
+//                          2 right after it has seen step i complete, before it sends v_{i+1}: no byte of step i + 2
+//                          can come before that, since its sender needs all of v_{i+1} (persistent.cuh).
+#pragma once
+
+#include "device.cuh"
+
+namespace fastrnn::gpu {
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ unsigned address_in(unsigned address, int peer) {
+  unsigned remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(peer));
+  return remote;
+}
+
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n\t"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+
+template <class Cell, class Tile>
+struct DeviceClusterBase : DeviceWarp<Registers<Cell, Tile>, float> {
+  const Call& call;
+  char* shared;
+
+  __device__ __forceinline__ DeviceClusterBase(const Call& c, char* memory) : call(c), shared(memory) {}
+
+  __device__ __forceinline__ Place place() const {
+    unsigned rank, cluster;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm("mov.u32 %0, %%clusterid.x;" : "=r"(cluster));
+    const int thread = static_cast<int>(threadIdx.x);
+    return {static_cast<int64>(cluster),
+            static_cast<int>(rank),
+            thread / 32,
+            thread % 32,
+            static_cast<int>(blockDim.x),
+            shared};
+  }
+  template <class F>
+  __device__ __forceinline__ void each(F f) {
+    f(this->registers, place());
+  }
+};
+
+template <class Cell, class Tile>
+struct DeviceClusterBarrier : DeviceClusterBase<Cell, Tile> {
+  using DeviceClusterBase<Cell, Tile>::DeviceClusterBase;
+
+  template <class F>
+  __device__ __forceinline__ void warps(F f) {
+    f(*this);
+  }
+  __device__ __forceinline__ void begin(unsigned) { cluster_barrier(); }
+  __device__ __forceinline__ void send(const Place& at, int peer, int to, float value, int64) {
+    const unsigned remote = address_in(shared_address(at.v() + to), peer);
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+  }
+  __device__ __forceinline__ void wait(int64, unsigned) { cluster_barrier(); }
+  __device__ __forceinline__ void end() { cluster_barrier(); }
+};
+
+template <class Cell, class Tile>
+struct DeviceCluster : DeviceClusterBase<Cell, Tile> {
+  using DeviceClusterBase<Cell, Tile>::DeviceClusterBase;
+
+  template <class F>
+  __device__ __forceinline__ void warps(F f) {
+    f(*this);
+  }
+  __device__ __forceinline__ unsigned barrier(int64 i) const {
+    return shared_address(this->shared) + static_cast<unsigned>(buffer_of(i)) * 8;
+  }
+  __device__ __forceinline__ void arm(int64 i, unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier(i)), "r"(bytes) : "memory");
+  }
+  __device__ __forceinline__ void begin(unsigned bytes) {
+    if (threadIdx.x == 0) {
+      FASTRNN_UNROLL for (int i = 0; i < 2; ++i) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier(i)) : "memory");
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      FASTRNN_UNROLL for (int i = 0; i < 2; ++i) {
+        if (i < this->call.T) arm(i, bytes);
+      }
+    }
+    cluster_barrier();
+  }
+  __device__ __forceinline__ void send(const Place& at, int peer, int to, float value, int64 i) {
+    const unsigned remote = address_in(shared_address(at.v() + to), peer);
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(remote),
+                 "r"(__float_as_uint(value)), "r"(address_in(barrier(i), peer))
+                 : "memory");
+  }
+  __device__ __forceinline__ void wait(int64 i, unsigned bytes) {
+    unsigned done;
+    do {
+      asm volatile(
+          "{\n\t"
+          ".reg .pred p;\n\t"
+          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+          "selp.u32 %0, 1, 0, p;\n\t"
+          "}"
+          : "=r"(done)
+          : "r"(barrier(i)), "r"(parity_of(i))
+          : "memory");
+    } while (!done);
+    if (threadIdx.x == 0 && i + 2 < this->call.T) arm(i + 2, bytes);
+    __syncwarp();
+  }
+  __device__ __forceinline__ void end() { cluster_barrier(); }
+};
+
+}  // namespace fastrnn::gpu
