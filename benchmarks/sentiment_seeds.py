@@ -2,7 +2,8 @@
 
     python benchmarks/sentiment_seeds.py --train imdb_train.tsv.gz --test imdb_test.tsv.gz --seeds 0,1,2
     python benchmarks/sentiment_seeds.py --train sst3_train.tsv.gz --valid sst3_dev.tsv.gz --test sst3_test.tsv.gz \
-        --set balance=0.5 --set epochs=8
+        --start imdb128.model --set embedding_size=128 --set dropout=0.2 --set batch_size=16 --set balance=0.5 \
+        --set runs=3
 
 The defaults are those of the command; --set changes one. The epoch is chosen on --valid, or on a held-out part of the
 training texts; without --test the figures are those of that part, for choosing settings.
@@ -31,10 +32,12 @@ def settings_of(changes: list[str]) -> Settings:
     return replace(usual, **found)
 
 
-def run(train: Texts, valid: Texts | None, test: Texts | None, settings: Settings) -> dict[str, Any]:
+def run(
+    train: Texts, valid: Texts | None, test: Texts | None, settings: Settings, start: SentimentClassifier | None
+) -> dict[str, Any]:
     """One seed's figures."""
     wall, cpu = time.perf_counter(), time.process_time()
-    model = SentimentClassifier.train(train, settings, validation=valid)
+    model = SentimentClassifier.train(train, settings, validation=valid, start=start)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     held = model.report
     report = model.evaluate(test) if test else held
@@ -51,14 +54,16 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--valid", type=Path)
     parser.add_argument("--test", type=Path)
+    parser.add_argument("--start", type=Path, help="a model of `fastrnn sentiment train` to go on from")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of Settings")
     args = parser.parse_args()
     train = read(args.train, "train")
     valid, test = (read(path) if path else None for path in (args.valid, args.test))
+    start = SentimentClassifier.load(args.start) if args.start else None
     rows = []
     for seed in args.seeds.split(","):
-        rows.append(run(train, valid, test, replace(settings_of(args.set), seed=int(seed))))
+        rows.append(run(train, valid, test, replace(settings_of(args.set), seed=int(seed)), start))
         print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
     means = {
         name: np.mean([row[name] for row in rows]) for name in ("held-out accuracy", "accuracy", "macro F1", "wall s")
