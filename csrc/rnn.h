@@ -1,4 +1,5 @@
 // The contract of every kernel: one direction of one layer of the tanh / relu (Elman) RNN.
+// The CPU's kernels round to nearest and count subnormal numbers as 0, whatever their caller has set.
 //
 //     h_t = act(w_ih x_t + b_ih + b_hh + w_hh p_t)      p_t = h_{t-1}, or 0 where reset
 //

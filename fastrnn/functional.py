@@ -74,7 +74,8 @@ def rnn_forward(
 
     Numerics: with "cpp", per dtype and instruction set, the row b of both results is the same bits whatever T, B, the
     number of threads, alignment and strides; with "numba" and "numpy", the same call gives the same bits on the same
-    machine. NaN and infinities stay in their row. relu(NaN) is NaN.
+    machine. NaN and infinities stay in their row. relu(NaN) is NaN. With "cpp" subnormal numbers count as 0, as
+    operands and as results; the others keep them, which some CPUs take a hundred times as long for.
 
     Memory: the results; masks that are not C-contiguous are copied; "cpp" and "numba" take a workspace of the size of
     the weights and of a few time steps. The first call on "numba" compiles, or reads what was compiled from disk.
@@ -150,7 +151,7 @@ def rnn_backward(
     and strides; d_w_ih, d_w_hh, d_b and d_alpha are so for given (T, B, lengths). With "numba" and "numpy", the same
     call gives the same bits on the same machine. Float64 gradients are within 1e-13 of complex-step derivatives,
     relative to each array's largest element; where most units saturate the relative error is eps / (1 - h^2), as for
-    every BPTT that keeps only the output.
+    every BPTT that keeps only the output. Subnormal numbers: as in rnn_forward.
 
     With alpha, tanh' and relu' are those of the activation a_t. (h_t - (1 - alpha) h_{t-1}) / alpha would give it only
     to eps |h| / alpha, and lose which units of relu are active; so a_t is computed again from x and output, all rows of

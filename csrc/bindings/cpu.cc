@@ -27,6 +27,7 @@
 #include "bindings/training.h"
 #include "cpu/dispatch.h"
 #include "cpu/faults.h"
+#include "cpu/float_environment.h"
 #include "cpu/passes.h"
 #include "cpu/probe.h"
 
@@ -344,7 +345,10 @@ void tanh_array(const py::object& x, const py::object& out, const std::optional<
     const Vector<T> to = vector<T>(out, "out", size);
     const T* source = table<T>(x, "x", {size});
     const auto& kernels = kernels_of<T>(isa_named(isa));
-    without_gil([&] { kernels.tanh(source, to.data, size); });
+    without_gil([&] {
+      const FloatEnvironment environment(Subnormals::zero);  // as in the kernels
+      kernels.tanh(source, to.data, size);
+    });
   });
 }
 

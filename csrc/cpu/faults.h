@@ -38,7 +38,7 @@
   X(row_slice_missed, "rows so wide that a step stops between them: those after the first stop are lost")        \
   X(tanh_formula_stretched, "the formula for small arguments is used up to 0.9")                                 \
   X(tanh_sign_lost, "tanh of a negative argument is positive")                                                   \
-  X(subnormals_flushed, "subnormal results are 0")                                                               \
+  X(subnormals_kept, "the kernels keep subnormal numbers")                                                       \
   X(float_environment_of_the_caller, "the caller's rounding mode stays")                                         \
   X(slope_of_the_step_before, "tanh' from h of step t - 1, at one step")                                         \
   X(plain_step_tail_lost, "a step of BPTT without options: no d_output for units in a vector that is not full")  \

@@ -539,7 +539,7 @@ private:
 
 template <class T>
 void rnn_backward(const BackwardProblem<T>& problem, const InstructionSet& set, int threads, CallControl& control) {
-  const DefaultFloatEnvironment environment;
+  const FloatEnvironment environment(Subnormals::zero);
   BackwardPass<T>(problem, kernels_of<T>(set), threads, control).run();
 }
 

@@ -298,7 +298,7 @@ template <class T>
 void rnn_forward(const ForwardProblem<T>& problem, const InstructionSet& set, const PackedWeights<T>* packed,
                  int threads, CallControl& control) {
   if (problem.shape.B == 0) return;
-  const DefaultFloatEnvironment environment;
+  const FloatEnvironment environment(Subnormals::zero);
   ForwardPass<T>(problem, kernels_of<T>(set), packed, threads, control).run();
 }
 

@@ -118,7 +118,7 @@ private:
   }
 
   void worker_main(int worker) {
-    const DefaultFloatEnvironment environment;  // whoever started the thread
+    const FloatEnvironment environment(Subnormals::zero);  // whatever the one who started the thread has set
     std::uint64_t done = 0;
     for (;;) {
       std::uint64_t generation = 0;

@@ -42,10 +42,9 @@ void adam_part(const AdamStep<T>& s, index first, index last) {
 
 template <class T>
 void adam_step(const AdamStep<T>& step, int threads, CallControl& control) {
-  const DefaultFloatEnvironment environment;
   const index tasks = (step.count + chunk - 1) / chunk;
   parallel_for(tasks, useful(threads, step.count), control, [&](index task, int) {
-    const DefaultFloatEnvironment of_this_thread;
+    const FloatEnvironment environment(Subnormals::zero);
     if (fault(Fault::adam_block_missed) && threads > 1 && task == tasks - 1) return;
     const index end = fault(Fault::adam_last_element_missed) ? step.count - 1 : step.count;
     const index first = task * chunk;
@@ -59,7 +58,7 @@ void sum_segments(T* sums, const T* rows, const std::int64_t* order, const std::
   const index at_once = 64;  // segments of one task
   const index elements = static_cast<index>(first[segments]) * columns;
   parallel_for((segments + at_once - 1) / at_once, useful(threads, elements), control, [&](index task, int) {
-    const DefaultFloatEnvironment environment;
+    const FloatEnvironment environment(Subnormals::kept);  // a sum costs no more with them
     if (fault(Fault::segment_block_missed) && threads > 1 && task > 0) return;
     const index last = (task + 1) * at_once < segments ? (task + 1) * at_once : segments;
     for (index s = task * at_once; s < last; ++s) {
@@ -80,6 +79,7 @@ void max_over_time(T* top, std::int64_t* at, const T* x, const std::int64_t* len
   index steps = 0;
   for (index b = 0; b < B; ++b) steps += static_cast<index>(lengths[b]);
   parallel_for(B, useful(threads, steps * P), control, [&](index b, int) {
+    const FloatEnvironment environment(Subnormals::kept);  // equal numbers are those that are equal
     T* const best = top + b * P;
     std::int64_t* const where = at + b * P;
     for (index j = 0; j < P; ++j) {

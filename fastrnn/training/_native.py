@@ -1,6 +1,6 @@
 """The hot parts of training in C++ (csrc/cpu/training.h), and the same in NumPy where another backend is in use.
 
-Both give the same bits either way.
+Both give the same bits either way, but that Adam in C++ counts subnormal numbers as 0.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015): p -= rate m' / (sqrt(s') + eps), m' and s' the bias-corrected moments of the gradient.
 
-    weight_decay, by default 0, adds weight_decay p to the gradient; AdamW has it decoupled.
+    weight_decay, by default 0, adds weight_decay p to the gradient; AdamW has it decoupled. On the C++ module subnormal
+    numbers count as 0: moments of a parameter without gradients fade to 0 and cost no time on the way.
     """
 
     slots = ("mean", "square")

@@ -28,6 +28,11 @@ def rounding(dtype: Any) -> float:
     return float(np.finfo(dtype).eps) / 2
 
 
+def smallest(dtype: Any) -> float:
+    """The error of one operation near 0: a subnormal number may count as 0."""
+    return float(np.finfo(dtype).smallest_normal)
+
+
 def sum_factor(terms: int, dtype: Any) -> float:
     n = terms + 2
     return min(float(n), 6.0 * float(np.sqrt(n))) * rounding(dtype)
@@ -58,7 +63,7 @@ def judge_activation(p: Problem, output: Array, tanh_ulps: float) -> tuple[Judge
     z = x @ w_ih.T + masked @ w_hh.T + b
     size = np.abs(x) @ np.abs(w_ih).T + np.abs(masked) @ np.abs(w_hh).T + abs_b
     terms = w_ih.shape[1] + w_hh.shape[1] + 3
-    z_error = sum_factor(terms, dtype) * size + terms * float(np.finfo(dtype).smallest_subnormal)
+    z_error = sum_factor(terms, dtype) * size + terms * smallest(dtype)
     if p.nonlinearity == "tanh":
         reference = np.tanh(z)
         slope = 1 - np.square(np.tanh(np.maximum(np.abs(z) - z_error, 0)))
@@ -82,7 +87,7 @@ def judge_forward(p: Problem, output: Array, tanh_ulps: float = 2.0) -> Judged:
         stays, comes = (1 - alpha) * entering, alpha * reference
         reference = stays + comes
         bound = np.abs(alpha) * bound + u * (3 * np.abs(stays) + 2 * np.abs(comes) + np.abs(reference))
-        bound = bound + 3 * float(np.finfo(dtype).smallest_subnormal)
+        bound = bound + 3 * smallest(dtype)
     if p.keep_mask is not None:
         reference = np.where(p.keep_mask, entering, reference)
         bound = np.where(p.keep_mask, 0, bound)
@@ -162,7 +167,7 @@ def judge_backward(
             before = np.where(p.reset[t][:, None], 0, before)
             before_error = np.where(p.reset[t][:, None], 0, before_error)
         D, E = np.where(on, before, D), np.where(on, before_error, E)
-    tiny = 2 * (H + 4) * float(np.finfo(dtype).smallest_subnormal)
+    tiny = 2 * (H + 4) * smallest(dtype)
     judged = {"d_z": Judged(dz_reference, dz_bound + np.where(dz_bound > 0, tiny, 0)), "d_h_0": Judged(D, E + tiny)}
 
     rows = int(valid.sum())

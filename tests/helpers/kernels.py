@@ -93,6 +93,11 @@ class Kernel:
         return self.backend in ("cpp", "numba")
 
     @property
+    def keeps_subnormals(self) -> bool:
+        """The C++ kernels count them as 0."""
+        return not self.is_native
+
+    @property
     def torch_ratio(self) -> float:
         """How many times PyTorch's RMS error ours may be: 1.2 is room for noise (two RMS values over a few thousand
         correlated samples). Without FMAs each product rounds too, while PyTorch has them on this machine: 1.35. The
