@@ -2,6 +2,7 @@
 threads and while it changes; an error in one thread leaves the others alone; the interpreter may exit meanwhile.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.cases import Case
 from helpers.checks import same_results
-from helpers.kernels import Kernel
+from helpers.kernels import Kernel, native
 from helpers.processes import output_of
 
 import fastrnn
@@ -198,3 +199,42 @@ def _os_threads() -> int:
         return len(os.listdir("/proc/self/task"))
     except OSError:
         pytest.skip("no /proc here")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's sched_setaffinity")
+def test_a_worker_that_was_woken_may_run_where_it_could_before() -> None:
+    """It is kept off its waker's CPU while it wakes up; a narrower choice of CPUs stays, too."""
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    if isinstance(native(), ImportError):
+        pytest.skip("the native module is not available")
+    code = """if True:
+        import os, sys, time
+        import numpy as np, fastrnn
+        x, w = np.ones((64, 64, 64), np.float32), np.zeros((128, 64), np.float32)
+        before = set(os.listdir("/proc/self/task"))
+        fastrnn.set_num_threads(3)
+        def calls():
+            for i in range(20):
+                time.sleep(0.002)  # workers sleep
+                fastrnn.rnn_forward(x, None, w, np.zeros((128, 128), np.float32), backend="cpp")
+        def stays(threads, cpus):
+            for _ in range(500):
+                found = [os.sched_getaffinity(thread) for thread in threads]
+                if all(one == cpus for one in found):
+                    return
+                time.sleep(0.01)
+            raise AssertionError(f"expected {cpus}, got {found}")
+        calls()
+        cpus = os.sched_getaffinity(0)
+        workers = [int(thread) for thread in set(os.listdir("/proc/self/task")) - before]
+        assert len(workers) == 2, workers
+        stays(workers, cpus)
+        for narrow in ({min(cpus)}, {max(cpus)}):
+            for thread in workers:
+                os.sched_setaffinity(thread, narrow)
+            calls()
+            stays(workers, narrow)
+    """
+    output_of(code)

@@ -74,6 +74,7 @@
   X(d_b_block_rounding_dropped, "what rounding took from d_b is not given back")                                 \
   X(carry_of_another_row, "between two blocks of steps, the last batch row goes on from the first's d_sum")      \
   X(panel_missed_descending, "panels taken from the last to the first: the last once more for the first")        \
+  X(worker_stays_off_a_cpu, "a worker that was woken never again runs on its waker's CPU")                       \
   X(adam_last_element_missed, "a step of Adam leaves the last element of a parameter as it is")                  \
   X(adam_block_missed, "with threads, Adam leaves the last block of a parameter as it is")                       \
   X(adam_decay_dropped, "the gradient lacks the weight decay")                                                   \

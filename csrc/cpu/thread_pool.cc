@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "float_environment.h"
+#include "placement.h"
 #include "spin.h"
 
 #if defined(_WIN32)
@@ -74,6 +75,8 @@ public:
     ticket_.store(generation << 32, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
+      TakenCpus taken;
+      for (int w = 0; w < workers_ && w < threads - 1; ++w) placements_[w].keep_off(taken);
       wake_.notify_all();
     }
     work(generation, 0);
@@ -119,6 +122,8 @@ private:
 
   void worker_main(int worker) {
     const FloatEnvironment environment(Subnormals::zero);  // whatever the one who started the thread has set
+    Placement& placement = placements_[worker - 1];
+    placement.begin();
     std::uint64_t done = 0;
     for (;;) {
       std::uint64_t generation = 0;
@@ -126,7 +131,12 @@ private:
       if (!spin(ready, spin_time)) {
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, ready);
+        wake_.wait(lock, [&] {
+          placement.wakes();  // also when the job is over by now
+          const bool joins = ready();
+          if (!joins) placement.sleeps();
+          return joins;
+        });
         sleepers_.fetch_sub(1, std::memory_order_seq_cst);
       }
       work(generation, worker);
@@ -157,6 +167,7 @@ private:
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
+  Placement placements_[most_workers];
   int workers_ = 0;  // changed by the owner of busy_ only
 };
 
