@@ -4,41 +4,22 @@ own file, the registry, the checks, the layers and fastrnn.torch run as they wou
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from helpers import cupy_process
 from helpers.cuda_on_host import COMPILER
 from helpers.processes import output_of
 
-HELPERS = Path(__file__).resolve().parent
-PATHS = os.pathsep.join([str(HELPERS / "helpers" / "fake_cupy"), str(HELPERS)])
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
-PRELUDE = f"""
-import sys, warnings
-sys.path[:0] = {PATHS.split(os.pathsep)!r}
-warnings.simplefilter("error")
-warnings.filterwarnings("ignore", "fastrnn runs on the slower backend 'cupy'")
-import numpy as np, cupy, fastrnn
-from helpers.cases import Case, random_cases, GRADIENTS, NEEDS
-from helpers.compare import normalised_error
-def on_gpu(value):
-    return cupy.ndarray(np.array(value)) if isinstance(value, np.ndarray) else value
+PROBLEM = """
 def problem(case):
     p = case.build()
-    return p, {{name: on_gpu(getattr(p, name)) for name in vars(p)}}
-def message(kind, function, *args, **kwargs):
-    try:
-        function(*args, **kwargs)
-    except kind as error:
-        return str(error)
-    raise AssertionError("nothing was raised")
+    return p, {name: on_gpu(getattr(p, name)) for name in vars(p)}
 """
 
 
 def run(code: str, **environment: str) -> str:
-    return output_of(PRELUDE + code, timeout=300, **environment)
+    return cupy_process.run(PROBLEM + code, **environment)
 
 
 # ---- The registry

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 current = threading.local()
+waits = 0
 
 
 class Device:
@@ -99,5 +100,6 @@ class Kernel:
 
         assert block == (256,)
         assert shared_mem <= self.max_dynamic_shared_size_bytes
+        assert all(isinstance(a, np.generic) or a.device == Device() for a in arguments)
         given = [a if isinstance(a, np.generic) else a._array for a in arguments]
         cuda_on_host.run(self.library, self.name, grid[0], shared_mem, self.together, given)
