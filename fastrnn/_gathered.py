@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from . import _backends
 from ._backends.options import Array, empty
+from ._device import module_of
 from ._threads import get_num_threads
+from ._validate import gpu
 
 
 class Gathered(NamedTuple):
@@ -57,11 +60,14 @@ def native() -> Any:
 
 def stable_order(numbers: Array, size: int) -> Array:
     """What sorts numbers (N) in 0..size-1; NumPy sorts those of 16 bits by radix, several times as fast."""
-    return np.argsort(numbers.astype(np.uint16) if size <= 1 << 16 else numbers, kind="stable")
+    narrow = numbers.astype(np.uint16) if size <= 1 << 16 else numbers
+    return cast(Array, module_of(numbers).argsort(narrow, kind="stable"))
 
 
 def sum_segments(rows: Array, order: Array, first: Array) -> Array:
     """(S, E): for each segment first[s] .. first[s + 1] of order the sum of those rows (N, E), in this order."""
+    if gpu(rows) is not None:
+        return cast(Array, import_module("fastrnn._backends.cupy_gpu").sum_segments(rows, order, first))
     module = native()
     if module is None:
         return np.add.reduceat(rows[order], first[:-1], axis=0)

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _backends, _validate
 from ._backends.options import Array, RnnOptions
+from ._device import moved, placed
 from ._validate import exact
 
 Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None]  # w_ih, w_hh, b_ih, b_hh
@@ -87,9 +88,7 @@ class Layer:
         self.nonlinearity = nonlinearity
         self.bias = _validate.boolean("bias", bias)
         self.dtype = _validate.float_dtype("dtype", dtype)
-        if device not in ("cpu", "cuda"):
-            raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
-        self.device: str = device
+        self.device = _validate.device_name(device)
         _backends.get(backend, self.device)
         self.backend = backend
         self.grads: dict[str, Array] = {}
@@ -138,15 +137,18 @@ class Layer:
         """Name -> array, with torch's names. Arrays may be written in place, or replaced (same shape and dtype)."""
         return Parameters(self)
 
+    @placed
     def zero_grad(self) -> None:
         """Sets every array of grads to zero, in place."""
         for gradient in self.grads.values():
             gradient[...] = 0
 
+    @placed
     def state_dict(self) -> dict[str, Array]:
         """Copies of the parameters, under torch's names."""
         return {name: array.copy() for name, array in self._arrays.items()}
 
+    @placed
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copies values into the parameters, in place; a torch module's state_dict does too.
 
@@ -252,10 +254,10 @@ def load_into(arrays: Mapping[str, Array], state_dict: Mapping[str, Any], strict
     if wrong:
         raise ValueError("; ".join(wrong))
     for name, value in values.items():
-        if _validate.gpu(arrays[name]) is None:
+        if (home := _validate.gpu(arrays[name])) is None:
             np.copyto(arrays[name], value, casting="same_kind")
         else:
-            arrays[name][...] = import_module("cupy").asarray(value.astype(arrays[name].dtype))
+            arrays[name][...] = moved(value.astype(arrays[name].dtype), home)
     return IncompatibleKeys(missing, unexpected)
 
 

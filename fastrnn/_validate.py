@@ -37,7 +37,7 @@ def floats(name: str, value: Any, dims: str, dtype: Any = None, home: Any = None
         and value.flags.aligned
     ):
         return value
-    array = _numpy(name, value) if home is None else _cupy(name, value, home)
+    array = _numpy(name, value) if home is None else on_device(name, value, home)
     _check_dtype(name, array, dtype)
     if array.ndim != len(dims):
         raise ValueError(f"{name}: expected {len(dims)} dimensions {_tuple(dims)}, got shape {array.shape}")
@@ -58,7 +58,7 @@ def exact(
         and value.flags.aligned
     ):
         return value
-    array = _numpy(name, value) if home is None else _cupy(name, value, home)
+    array = _numpy(name, value) if home is None else on_device(name, value, home)
     _check_dtype(name, array, dtype)
     if array.shape != shape:
         wanted = f"{_tuple(dims)} = {shape}" if dims else shape
@@ -73,6 +73,13 @@ def gpu(value: Any) -> Any:
         return None
     cupy = sys.modules.get("cupy")
     return value if cupy is not None and isinstance(value, cupy.ndarray) else None
+
+
+def device_name(value: Any) -> str:
+    """An argument `device`."""
+    if value not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected 'cpu' or 'cuda', got {value!r}")
+    return str(value)
 
 
 def device(home: Any) -> str:
@@ -107,11 +114,12 @@ def _numpy(name: str, value: Any) -> Array:
         raise TypeError(f"{name}: expected a tensor that NumPy can share, got {value.dtype}: {error}") from None
 
 
-def _cupy(name: str, value: Any, home: Any) -> Array:
+def on_device(name: str, value: Any, home: Any) -> Array:
+    """value as a CuPy array on the device of home."""
     if gpu(value) is None:
-        raise TypeError(f"{name}: expected cupy.ndarray on {_place(home)}, got {_kind(value)}")
+        raise TypeError(f"{name}: expected cupy.ndarray on {place(home)}, got {_kind(value)}")
     if value.device != home.device:
-        raise TypeError(f"{name}: expected an array on {_place(home)}, got one on {_place(value)}")
+        raise TypeError(f"{name}: expected an array on {place(home)}, got one on {place(value)}")
     return cast(Array, value)
 
 
@@ -120,8 +128,9 @@ def _fetched(value: Any) -> Any:
     return value if gpu(value) is None else value.get()
 
 
-def _place(array: Any) -> str:
-    return f"cuda:{array.device.id}"
+def place(home: Any) -> str:
+    """The device of home, as errors name it."""
+    return "cpu" if home is None else f"cuda:{home.device.id}"
 
 
 def _check_dtype(name: str, array: Array, dtype: Any) -> None:

@@ -47,7 +47,7 @@ def sources() -> Path:
 
 def source(persistent: bool) -> str:
     """One text for NVRTC, which then needs no path to headers."""
-    names = ("device.cuh", "rnn_steps.cuh", *(("rnn_persistent.cuh",) if persistent else ()))
+    names = ("device.cuh", "rnn_steps.cuh", "rnn_persistent.cuh" if persistent else "sum_segments.cuh")
     text = "\n".join((sources() / name).read_text(encoding="utf-8") for name in names)
     return text.replace("#pragma once", "").replace('#include "rnn_steps.cuh"', "")
 
@@ -173,3 +173,18 @@ def rnn_backward(
     with x.device:  # type: ignore[attr-defined]
         device = _device(x.device.id)  # type: ignore[attr-defined]
         return cupy_steps.rnn_backward(device, d_output, d_h_n, output, x, h_0, w_ih, w_hh, options, needs)
+
+
+# ---- For training
+
+
+def sum_segments(rows: Array, order: Array, first: Array) -> Array:
+    """As _gathered.sum_segments, to the bits of C++: one thread for each sum. cupy.add.reduceat promises no order."""
+    with rows.device:  # type: ignore[attr-defined]
+        (_, E), S = rows.shape, len(first) - 1
+        sums: Array = cupy.empty((S, E), rows.dtype)
+        given = (sums, *map(cupy.ascontiguousarray, (rows, order, first)), np.int64(S), np.int64(E))
+        if sums.size:
+            device = _device(rows.device.id)  # type: ignore[attr-defined]
+            device.launch("sum_segments", rows.dtype, None, -(-sums.size // cupy_plan.THREADS), given)
+        return sums

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._backends.options import Array
+from .._device import moved
 
 _KEY = "fastrnn"  # of the metadata that holds the description
 
@@ -29,11 +30,15 @@ def _safetensors() -> Any:
 def save_arrays(path: Any, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
     """Writes a safetensors file: beside its place first, then moved there, so that path is whole at every moment.
 
-    description is what JSON can hold. Raises OSError where the folder cannot be written.
+    CuPy arrays are fetched: the file does not depend on the device. description is what JSON can hold. Raises OSError
+    where the folder cannot be written.
     """
     _, _, save = _safetensors()
     path = Path(path)
-    data = save({name: np.asarray(array, order="C") for name, array in arrays.items()}, {_KEY: json.dumps(description)})
+    data = save(
+        {name: np.asarray(moved(array, None), order="C") for name, array in arrays.items()},
+        {_KEY: json.dumps(description)},
+    )
     temporary = path.absolute().parent / f".{path.name}.{secrets.token_hex(8)}"
     try:  # from before the file exists: an interruption between two lines leaves nothing behind
         with open(temporary, "xb") as file:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
+from .._device import moved, placed
 from .checkpoint import load_arrays, save_arrays
 from .data import Batch, Sequences, batches
 from .losses import Loss
@@ -38,6 +39,7 @@ class History:
         return len(self.records)
 
 
+@placed
 def fit(
     model: SequenceModel,
     data: Sequences,
@@ -63,13 +65,16 @@ def fit(
 ) -> History:
     """Trains model on data until `epochs` are over, the loss of an epoch is at most `threshold`, or patience ends.
 
+    With a model on a GPU data stays on the host, and its batches are moved. History and checkpoints hold numbers and
+    arrays of the host: training goes on on any device, and with the same masks and batches, on the same one to the bit.
+
     Arguments:
         loss: softmax_cross_entropy, binary_cross_entropy, mean_squared_error, or any loss(y, targets, mask=None) that
             returns the loss and d_y.
         optimizer: Adam() by default.
         validation: after every epoch its loss is computed; at the end the model gets the parameters of the best epoch.
         score: score(y, targets) on validation, e.g. accuracy: the best epoch is the one of the highest score then,
-            and among equals, or without it, that of the lowest validation loss.
+            and among equals, or without it, that of the lowest validation loss. It, and loss there, get NumPy arrays.
         patience: epochs without a better one after which training stops.
         schedule: what multiplies the rate, by the share of the training that is done: cosine, warm_up(0.1, linear) ...
         clip_norm, clip_value: limits on the gradients (the norm first, then each element).
@@ -118,7 +123,7 @@ def fit(
             for number, rows in enumerate(plan):
                 factor = schedule((epoch - 1 + number / len(plan)) / epochs)
                 state = None
-                for piece in data.batch(rows).windows(window, data.every_step):
+                for piece in _moved(data.batch(rows), model._home).windows(window, data.every_step):
                     found, state = _step(model, piece, loss, state)
                     if not np.isfinite(found):
                         raise FloatingPointError(
@@ -152,13 +157,17 @@ def fit(
     return history
 
 
+@placed
 def predict(model: SequenceModel, data: Sequences, batch_size: int = 256) -> Array | list[Array]:
-    """y (N, K) of a model that pools, or a list of N arrays (T_n, K), in the order of data; no dropout."""
+    """y (N, K) of a model that pools, or a list of N arrays (T_n, K), in the order of data; no dropout.
+
+    NumPy arrays, as data's are, also of a model on a GPU.
+    """
     found: dict[int, Array] = {}
     with one_blas_thread(), model.rnn.frozen():
         for rows in batches(data.lengths, batch_size):
             batch = data.batch(rows)
-            y = model(batch.x, batch.lengths)
+            y = moved(model(moved(batch.x, model._home), batch.lengths), None)
             for i, row in enumerate(rows.tolist()):
                 found[row] = y[: data.lengths[row], i] if model.pool is None else y[i]
     ordered = [found[row] for row in range(len(data))]
@@ -192,6 +201,14 @@ def _outputs(model: SequenceModel, data: Sequences, batch_size: int) -> tuple[Ar
         for row, part in enumerate(y)
     ]
     return np.concatenate(y), np.concatenate(targets)
+
+
+def _moved(batch: Batch, home: Any) -> Batch:
+    """The batch where home is, but for the lengths: the RNN reads them on the host."""
+    if home is None:
+        return batch
+    mask = None if batch.mask is None else moved(batch.mask, home)
+    return Batch(moved(batch.x, home), batch.lengths, moved(batch.targets, home), mask)
 
 
 def _step(model: SequenceModel, batch: Batch, loss: Loss, h_0: Array | None) -> tuple[float, Array]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from .._backends.options import Array
+from .._device import moved, placed
+from .._validate import gpu
 from ..layer import RNN, RNNCell
 
 SCHEMES = ("uniform", "glorot", "orthogonal", "identity")
@@ -29,8 +31,9 @@ def orthogonal(shape: tuple[int, int], rng: np.random.Generator) -> Array:
     return q if shape[0] >= shape[1] else q.T
 
 
+@placed
 def initialize(rnn: RNN | RNNCell, scheme: str, *, gain: float = 1.0, seed: Any = None) -> None:
-    """Draws the parameters of rnn anew, in place.
+    """Draws the parameters of rnn anew, in place: of a seed the same on every device.
 
     scheme: "uniform": all in +-1 / sqrt(H), as torch and the constructor have it; "glorot": both matrices, biases 0;
     "orthogonal": weight_hh orthogonal, weight_ih Glorot, biases 0; "identity": weight_hh the identity, weight_ih normal
@@ -41,7 +44,7 @@ def initialize(rnn: RNN | RNNCell, scheme: str, *, gain: float = 1.0, seed: Any 
         raise ValueError(f"scheme: expected one of {', '.join(map(repr, SCHEMES))}, got {scheme!r}")
     rng = np.random.default_rng(seed)
     for name, array in rnn.parameters.items():
-        array[...] = _drawn(name, array.shape, scheme, rng, rnn.hidden_size)
+        array[...] = moved(_drawn(name, array.shape, scheme, rng, rnn.hidden_size), gpu(array))
         if name.startswith("weight_hh"):
             array *= gain
 

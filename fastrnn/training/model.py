@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
+from .._device import check_kind, moved, placed
 from .._gathered import Gathered
 from .._parameters import IncompatibleKeys, load_into
 from ..layer import RNN
@@ -42,6 +43,10 @@ class SequenceModel:
             and moving more numbers; in a call without BPTT 4096 stands for 1024. True, False: always, never. Results
             differ in rounding. Not with the RNN's input_dropout, nor on a GPU.
 
+    The parts are on one device, where x, h_0 and all results are; lengths may be NumPy's in any case. The masks of
+    dropout are drawn on the host: of a seed the same on every device. Raises ValueError for parts that do not fit or
+    are on several devices, TypeError for parts of several dtypes and for arrays of the wrong kind.
+
     parameters and grads hold those of the parts, as "embedding.weight", "rnn.weight_ih_l0", "readout.bias".
     """
 
@@ -72,6 +77,10 @@ class SequenceModel:
             raise ValueError(f"embedding: expected dimension {rnn.input_size}, got {embedding.dimension}")
         if len({part.dtype for part in (rnn, readout, embedding) if part is not None}) > 1:
             raise TypeError("rnn, readout, embedding: expected one dtype, got several")
+        places = [_validate.place(part._home) for part in (rnn, readout, embedding) if part is not None]
+        if len(set(places)) > 1:
+            words = "rnn, readout" if embedding is None else "rnn, readout, embedding"
+            raise ValueError(f"{words}: expected one device, got {', '.join(places)}")
         self._products = embedding is not None and rnn.device == "cpu" and not rnn.input_dropout
         if by_token is not None and _validate.boolean("by_token", by_token) and not self._products:
             raise ValueError("by_token: expected an embedding and an RNN on the CPU without input_dropout, got True")
@@ -80,6 +89,11 @@ class SequenceModel:
         if embedding is not None:
             self._parts = {"embedding": embedding, **self._parts}
         self.reseed(seed)
+
+    @property
+    def _home(self) -> Any:
+        """An array where all others are; None for the CPU."""
+        return self.rnn._home
 
     def reseed(self, seed: Any) -> None:
         """Starts the random numbers of all dropout anew."""
@@ -105,11 +119,13 @@ class SequenceModel:
         """Copies of all parameters, also of those that are not trained."""
         return {f"{n}.{key}": array for n, part in self._parts.items() for key, array in part.state_dict().items()}
 
+    @placed
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copies values into the parameters, in place; all of them or none. Errors as fastrnn.RNN's."""
         arrays = {f"{n}.{key}": array for n, part in self._parts.items() for key, array in part.parameters.items()}
         return load_into(arrays, state_dict, strict)
 
+    @placed
     def __call__(self, x: Array, lengths: Array | None = None) -> Array:
         """y (T, B, K), or (B, K) with pool; no dropout. Beyond a row's length y is readout(0)."""
         output, h_n = self.rnn(self._embed(x, lengths, None, _STEP)[0], lengths=lengths)
@@ -117,6 +133,7 @@ class SequenceModel:
             output = pool(self.pool, output, h_n, lengths, self._directions)[0]
         return self.readout(output)
 
+    @placed
     def forward_train(
         self, x: Array, lengths: Array | None = None, h_0: Array | None = None
     ) -> tuple[Array, Array, Backward]:
@@ -126,7 +143,7 @@ class SequenceModel:
         """
         kept = None
         if self.token_dropout > 0:
-            kept = self._rng.random(np.shape(x)[:2], np.float32) >= self.token_dropout
+            kept = self._rng.random(getattr(x, "shape", ())[:2], np.float32) >= self.token_dropout
         values, embed = self._embed(x, lengths, kept, _STEP_TRAINED)
         output, h_n, backward_rnn = self.rnn.forward_train(values, h_0, lengths)
         states, unpool = output, None
@@ -134,10 +151,11 @@ class SequenceModel:
             states, unpool = pool(self.pool, output, h_n, lengths, self._directions)
         noise = None
         if self.dropout > 0:
-            noise = draw_mask(states.shape, self.dropout, states.dtype, self._rng)
+            noise = moved(draw_mask(states.shape, self.dropout, states.dtype, self._rng), self._home)
             states = states * noise
         y, backward_readout = self.readout.forward_train(states)
 
+        @placed
         def backward(d_y: Array) -> tuple[Array | None, Array]:
             d_states = backward_readout(d_y)
             if noise is not None:
@@ -162,8 +180,9 @@ class SequenceModel:
             x, embed = self.embedding.forward_train(x)
         if kept is None:
             return x, embed or _unchanged
-        factor = kept[..., None].astype(x.dtype)
-        x = np.multiply(x, factor, out=None if embed is None else x)  # x of an embedding is ours
+        check_kind("x", x, self._home)
+        factor = moved(kept[..., None].astype(x.dtype), self._home)
+        x = x * factor if embed is None else np.multiply(x, factor, out=x)  # x of an embedding is ours
 
         def backward(d_x: Array) -> Any:
             d_x *= factor
@@ -175,9 +194,9 @@ class SequenceModel:
         self, embedding: Embedding, tokens: Array, lengths: Array | None, kept: Array | None, price: int
     ) -> tuple[Gathered, Callable[[Array], None]] | None:
         """The tokens as rows of a table, and the way back, where by_token says so; else None."""
-        if np.ndim(tokens) != 2:  # the RNN's business
+        if getattr(tokens, "ndim", None) != 2:  # the RNN's business
             return None
-        T, B = np.shape(tokens)
+        T, B = tokens.shape
         steps = T * B if lengths is None else int(_validate.sequence_lengths(lengths, T, B).sum())
         I, width = embedding.dimension, self._directions * self.rnn.hidden_size
         costs = steps * (price + _NUMBER * max(width - I, 0)) + _ROW * embedding.size

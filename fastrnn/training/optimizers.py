@@ -1,17 +1,20 @@
 """Optimizers over dicts of arrays, clipping, schedules.
 
 `optimizer.step(parameters, grads)` updates every array of parameters in place, with torch.optim's formulas and names
-of arguments, but `rate` for its lr. State is kept by name: state_dict and load_state_dict save and restore it.
+of arguments, but `rate` for its lr. State is kept by name, on the device of its parameter: state_dict and
+load_state_dict save and restore it. Arrays are NumPy's or CuPy's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .._backends.options import Array
+from .._device import check_kind, module_of, moved, numbers, placed
+from .._validate import gpu
 from ._native import adam
 
 Schedule: TypeAlias = Callable[[float], float]
@@ -30,17 +33,28 @@ class Optimizer:
         self.state: dict[str, dict[str, Array]] = {}  # parameter -> slot -> array
 
     def step(self, parameters: Mapping[str, Array], grads: Mapping[str, Array], factor: float = 1.0) -> None:
-        """One step at the rate `rate * factor`. Raises KeyError where a gradient is missing, ValueError for a shape."""
+        """One step at the rate `rate * factor`. Raises KeyError where a gradient is missing, ValueError for a shape or
+        dtype, TypeError for a gradient that is not on its parameter's device."""
         for name, p in parameters.items():
+            check_kind(f"grads[{name!r}]", grads[name], gpu(p))
             if grads[name].shape != p.shape or grads[name].dtype != p.dtype:
                 raise ValueError(f"grads[{name!r}]: expected {p.dtype} {p.shape}, got {grads[name].dtype} "
                                  f"{grads[name].shape}")  # fmt: skip
         self.steps += 1
         for name, p in parameters.items():
-            if name not in self.state:
-                self.state[name] = {slot: np.zeros_like(p) for slot in self.slots}
-            self._whole(self.rate * factor, p, grads[name], *self.state[name].values())
+            self._whole(self.rate * factor, p, grads[name], *self._state_of(name, p).values())
 
+    @placed
+    def _state_of(self, name: str, p: Array) -> dict[str, Array]:
+        """The slots of a parameter, where it is: what was loaded may lie elsewhere."""
+        state = self.state.get(name)
+        if state is None:
+            state = self.state[name] = {slot: module_of(p).zeros_like(p) for slot in self.slots}
+        elif any(getattr(array, "device", None) != getattr(p, "device", None) for array in state.values()):
+            state = self.state[name] = {slot: moved(array, gpu(p)) for slot, array in state.items()}
+        return state
+
+    @placed
     def _whole(self, rate: float, *arrays: Array) -> None:
         for part in _chunks(*arrays):
             self._update(rate, *part)
@@ -52,17 +66,17 @@ class Optimizer:
         return grad + p.dtype.type(self.weight_decay) * p if self.weight_decay else grad
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies: "steps", and "<parameter>/<slot>" for each array."""
+        """Copies: "steps", and "<parameter>/<slot>" for each array, of its kind."""
         arrays = {f"{name}/{slot}": a.copy() for name, state in self.state.items() for slot, a in state.items()}
         return {"steps": np.asarray(self.steps, np.int64), **arrays}
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Takes what state_dict gave; raises ValueError where that is another optimizer's."""
+        """Takes what state_dict gave, on any device; raises ValueError where that is another optimizer's."""
         state: dict[str, dict[str, Array]] = {}
         for key, array in state_dict.items():
             if key != "steps":
                 name, _, slot = key.rpartition("/")
-                state.setdefault(name, {})[slot] = np.array(array)
+                state.setdefault(name, {})[slot] = module_of(array).array(array)
         for name, found in state.items():
             if sorted(found) != sorted(self.slots):
                 raise ValueError(f"state_dict: expected {sorted(self.slots)} for {name}, got {sorted(found)}")
@@ -144,6 +158,7 @@ class Adam(Optimizer):
         self.betas = _fraction("betas", betas[0]), _fraction("betas", betas[1])
         self.eps = eps
 
+    @placed
     def _whole(self, rate: float, *arrays: Array) -> None:
         p, grad, mean, square = arrays
         (b1, b2), decay = self.betas, self.weight_decay
@@ -182,9 +197,9 @@ class AdamW(Adam):
 
 
 def _chunks(*arrays: Array) -> Iterator[list[Array]]:
-    """Views of all arrays, a cache's worth of elements at a time."""
+    """Views of all arrays, a cache's worth of elements at a time; on a GPU the arrays."""
     first = arrays[0]
-    if first.size <= _CHUNK or not all(array.flags.c_contiguous for array in arrays):
+    if first.size <= _CHUNK or gpu(first) is not None or not all(array.flags.c_contiguous for array in arrays):
         yield list(arrays)
         return
     flat = [array.reshape(-1) for array in arrays]
@@ -196,8 +211,13 @@ def _chunks(*arrays: Array) -> Iterator[list[Array]]:
 
 
 def global_norm(grads: Mapping[str, Array]) -> float:
-    """The Euclidean norm of all gradients together, summed in blocks as NumPy's dot does."""
-    return float(np.sqrt(sum(float(np.vdot(g, g)) for g in grads.values())))
+    """The Euclidean norm of all gradients together, summed in blocks as NumPy's dot does. A GPU is waited for once."""
+    return float(np.sqrt(sum(numbers(*(_squared_norm(g) for g in grads.values())))))
+
+
+@placed
+def _squared_norm(gradient: Array) -> Any:
+    return module_of(gradient).vdot(gradient, gradient)
 
 
 def clip_by_global_norm(grads: Mapping[str, Array], limit: float) -> float:
@@ -208,15 +228,25 @@ def clip_by_global_norm(grads: Mapping[str, Array], limit: float) -> float:
     norm = global_norm(grads)
     if np.isfinite(norm) and norm > _positive("limit", limit):
         for gradient in grads.values():
-            gradient *= gradient.dtype.type(limit / norm)
+            _scale(gradient, limit / norm)
     return norm
+
+
+@placed
+def _scale(gradient: Array, factor: float) -> None:
+    gradient *= gradient.dtype.type(factor)
 
 
 def clip_by_value(grads: Mapping[str, Array], limit: float) -> None:
     """Clips every element to +-limit, in place."""
     _positive("limit", limit)
     for gradient in grads.values():
-        np.clip(gradient, -limit, limit, out=gradient)
+        _clip(gradient, limit)
+
+
+@placed
+def _clip(gradient: Array, limit: float) -> None:
+    gradient.clip(-limit, limit, out=gradient)
 
 
 # ---- Schedules: what multiplies the rate, by the share of the training that is done, 0..1
