@@ -43,6 +43,7 @@ def add_parser(commands: Any) -> None:
     train.add_argument("--vectors", type=Path, metavar="FILE", help="pretrained vectors, GloVe's or word2vec's text")
     train.add_argument("--start", type=Path, metavar="MODEL", help="go on from this model's words, vectors and RNN")
     _add_settings(train)
+    _add_device(train)
     train.set_defaults(run=_train)
 
     evaluate = parts.add_parser("evaluate", help="accuracy, precision, recall, F1, confusion matrix")
@@ -84,6 +85,12 @@ def _add_data(parser: argparse.ArgumentParser, split: str, required: bool = True
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help="what train wrote")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    words = "cuda: a GPU, through CuPy; a model does not depend on it; default cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=words)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +126,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=at_least(0), default=0)
 
 
+def _check_device(device: str) -> None:
+    from .._device import home_on
+
+    try:
+        home_on(device)
+    except RuntimeError as error:
+        raise UsageError(f"--{error}") from error
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -126,6 +142,7 @@ def _flag(name: str) -> str:
 def _train(args: argparse.Namespace) -> int:
     for module in ("rich", "sklearn", "safetensors"):
         require(module, "sentiment")
+    _check_device(args.device)
     _check_folder("--out", args.out)
     if args.checkpoint:
         _check_folder("--checkpoint", args.checkpoint)
@@ -138,12 +155,12 @@ def _train(args: argparse.Namespace) -> int:
     data = _read(args, args.data)
     print(f"{len(data)} texts: {_counts(data)}", file=sys.stderr)
     validation = _read(args, str(args.valid), "valid") if args.valid else None
-    start = _load(args.start, "--start") if args.start else None
+    start = _load(args.start, args.device, "--start") if args.start else None
     began = time.perf_counter()
     try:
         model = SentimentClassifier.train(
             data, settings, validation=validation, vectors=args.vectors, start=start, checkpoint=args.checkpoint,
-            progress=True,
+            progress=True, device=args.device,
         )  # fmt: skip
         model.save(args.out)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -159,7 +176,7 @@ def _train(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     require("sklearn", "sentiment")
     require("rich", "sentiment")
-    model, data = _load(args.model), _read(args, args.data)
+    model, data = _load(args.model, args.device), _read(args, args.data)
     try:
         report = model.evaluate(data)
     except ValueError as error:
@@ -172,7 +189,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     require("rich", "sentiment")
-    model = _load(args.model)
+    model = _load(args.model, args.device)
     texts = [line.rstrip("\n") for line in sys.stdin] if args.text == ["-"] else args.text
     usable = [text for text in texts if model.tokenizer(text)]
     for number, text in enumerate(texts, 1):
@@ -192,7 +209,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _plot(args: argparse.Namespace) -> int:
     require("matplotlib", "sentiment")
     _check_folder("--out", args.out)
-    model = _load(args.model)
+    model = _load(args.model, args.device)
     try:
         report = model.evaluate(_read(args, args.data)) if args.data else model.report
     except ValueError as error:
@@ -211,7 +228,7 @@ def _explain(args: argparse.Namespace) -> int:
             _check_folder(f"--{option}", getattr(args, option))
     from ..sentiment.explain import METHODS, explain
 
-    model = _load(args.model)
+    model = _load(args.model, args.device)
     text = sys.stdin.read() if args.text == "-" else args.text
     try:
         found = explain(model, text, args.label)
@@ -232,12 +249,13 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: Path, option: str = "--model") -> Any:
+def _load(path: Path, device: str, option: str = "--model") -> Any:
     require("safetensors", "sentiment")
+    _check_device(device)
     from ..sentiment import SentimentClassifier
 
     try:
-        return SentimentClassifier.load(path)
+        return SentimentClassifier.load(path, device)
     except (ValueError, OSError) as error:
         raise UsageError(f"{option}: {error}") from error
 

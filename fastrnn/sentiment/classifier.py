@@ -11,6 +11,8 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
+from .._device import moved
+from .._validate import gpu
 from ..layer import RNN
 from ..training import (
     Adam,
@@ -92,24 +94,25 @@ class Prediction(NamedTuple):
 class SentimentClassifier:
     """A trained model: labels, tokenizer, vocabulary, SequenceModel, and the history of its training.
 
-    Made by train or load.
+    Made by train or load, on device "cpu" or "cuda". A saved file does not depend on it.
     """
 
-    def __init__(self, settings: Settings, labels: Sequence[str], vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: Settings, labels: Sequence[str], vocabulary: Vocabulary, device: str = "cpu") -> None:
         s = settings
         self.settings, self.labels, self.vocabulary = settings, list(labels), vocabulary
         self.tokenizer = Tokenizer(stop_words=s.stop_words, keep_negations=s.keep_negations)
         seeds = np.random.SeedSequence(s.seed).spawn(4)
         dropout = s.dropout / 2 if s.layers > 1 else 0.0
         rnn = RNN(
-            s.embedding_size, s.hidden_size, s.layers, bidirectional=s.bidirectional, dropout=dropout, seed=seeds[0]
-        )
+            s.embedding_size, s.hidden_size, s.layers, bidirectional=s.bidirectional, dropout=dropout, device=device,
+            seed=seeds[0],
+        )  # fmt: skip
         initialize(rnn, "orthogonal", seed=seeds[1])
         width = s.hidden_size * (1 + s.bidirectional) * (2 if s.pool == "mean+max" else 1)
         self.model = SequenceModel(
             rnn,
-            Linear(width, len(self.labels), seed=seeds[2]),
-            embedding=Embedding(len(vocabulary), s.embedding_size, seed=seeds[3]),
+            Linear(width, len(self.labels), device=device, seed=seeds[2]),
+            embedding=Embedding(len(vocabulary), s.embedding_size, device=device, seed=seeds[3]),
             pool=s.pool,
             dropout=s.dropout,
             token_dropout=s.token_dropout,
@@ -128,12 +131,13 @@ class SentimentClassifier:
         start: SentimentClassifier | None = None,
         checkpoint: Any = None,
         progress: bool = False,
+        device: str = "cpu",
     ) -> SentimentClassifier:
         """A model of these texts.
 
         The epoch with the highest mean of accuracy and macro F1 on validation is kept, by default on a share
         `held_out` of data that takes no other part. vectors: a file of pretrained vectors (load_vectors); checkpoint
-        and progress: as for fit.
+        and progress: as for fit. device: as for fastrnn.RNN.
         start: a trained model to go on from, of any labels: its words come before those that only data has, and its
         vectors and RNN are where training begins; the readout is new.
         With settings.runs > 1 the parameters are the mean of the runs' (a "model soup", Wortsman et al. 2022: for runs
@@ -158,11 +162,13 @@ class SentimentClassifier:
                 [*start.vocabulary.words, *(w for w in vocabulary.words if w not in start.vocabulary)]
             )
         labels = sorted(set(data.labels))
-        one = cls(settings, labels, vocabulary)
+        one = cls(settings, labels, vocabulary, device)
         if start is not None:
             one._begin_with(start)
         if vectors is not None and one.model.embedding is not None:
-            load_vectors(vectors, vocabulary, one.model.embedding.parameters["weight"])
+            weight = moved(one.model.embedding.parameters["weight"], None)
+            load_vectors(vectors, vocabulary, weight)
+            one.model.embedding.load_state_dict({"weight": weight})
         x = [clip_length(vocabulary.numbers(words), settings.longest) for words in tokens]
         counts = Counter(data.labels)
         weights = np.array([len(data) / (len(labels) * counts[label]) for label in labels]) ** settings.balance
@@ -201,11 +207,11 @@ class SentimentClassifier:
         if self.settings.runs == 1:
             self.history = train_once(0)
             return
-        begin = self.model.state_dict()
+        begin = self._host_state()
         found = []
         for run in range(self.settings.runs):
             self.model.load_state_dict(begin)
-            found.append((train_once(run), self.model.state_dict()))
+            found.append((train_once(run), self._host_state()))
         mean = {name: np.mean([state[name] for _, state in found], 0, np.float64) for name in begin}
         self.model.load_state_dict({name: array.astype(begin[name].dtype) for name, array in mean.items()})
         if validation is None:
@@ -217,10 +223,23 @@ class SentimentClassifier:
         if scores[best] > _score(np.asarray(predict(self.model, validation)), np.asarray(validation.targets)):
             self.model.load_state_dict(found[best][1])
 
+    def _host_state(self) -> dict[str, Array]:
+        return {name: moved(array, None) for name, array in self.model.state_dict().items()}
+
     def _begin_with(self, start: SentimentClassifier) -> None:
-        for name, array in start.model.state_dict().items():
+        for name, array in start._host_state().items():
             if not name.startswith("readout"):
-                self.model.parameters[name][: len(array)] = array  # words of the start are the first rows
+                own = self.model.parameters[name]
+                own[: len(array)] = moved(array, gpu(own))  # words of the start are the first rows
+
+    def on(self, device: str) -> SentimentClassifier:
+        """The same model on this device: itself, or one that shares nothing that training changes."""
+        if device == self.model.rnn.device:
+            return self
+        one = SentimentClassifier(self.settings, self.labels, self.vocabulary, device)
+        one.model.load_state_dict(self.model.state_dict())
+        one.history, one.report = self.history, self.report
+        return one
 
     def encode(self, texts: Iterable[str]) -> list[Array]:
         """Each text as (T) int32, at most `longest` of them."""
@@ -295,8 +314,10 @@ class SentimentClassifier:
         save_arrays(path, self.model.state_dict(), description)
 
     @classmethod
-    def load(cls, path: Any) -> SentimentClassifier:
-        """What save wrote. FileNotFoundError; ValueError for any other file: nothing in it is executed."""
+    def load(cls, path: Any, device: str = "cpu") -> SentimentClassifier:
+        """What save wrote. FileNotFoundError; ValueError for any other file: nothing in it is executed. device: as for
+        fastrnn.RNN."""
+        _validate.device_name(device)
         arrays, found = load_arrays(path, _KIND)
         try:
             if found["version"] != 1:
@@ -307,7 +328,7 @@ class SentimentClassifier:
             given = {"runs": 1, **found["settings"]}  # which files made before there were runs lack
             settings = Settings(**{f.name: given[f.name] for f in fields(Settings)})
             _check_sizes(arrays, settings, len(words), len(labels))
-            one = cls(settings, labels, Vocabulary(words))
+            one = cls(settings, labels, Vocabulary(words), device)
             one.model.load_state_dict(arrays)
             one.history = History(list(found["history"]), found["best"])
             one.report = dict(found["report"])

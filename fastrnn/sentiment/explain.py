@@ -111,10 +111,11 @@ def explain(model: SentimentClassifier, text: str, label: str | None = None, *, 
 
     Gradient x input: <d score / d x_t, x_t> for the word vectors x_t. Integrated gradients (Sundararajan, Taly and Yan
     2017): the same with the gradient averaged along the straight line from zero vectors, by the midpoint rule with
-    `steps` points; they add up to score - baseline_score but for the rule's error. No dropout.
+    `steps` points; they add up to score - baseline_score but for the rule's error. No dropout. Computed on the CPU.
 
     Raises ValueError for a text without words and an unknown label. Memory: steps times the model's for this text.
     """
+    model = model.on("cpu")
     prediction = model.predict([text])[0]
     label = prediction.label if label is None else label
     if label not in model.labels:
