@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +20,8 @@ from ._validate import gpu
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+_CPU = nullcontext()
 
 
 def home_on(device: Any) -> Any:
@@ -39,17 +42,32 @@ def module_of(array: Any) -> Any:
     return np if gpu(array) is None else sys.modules["cupy"]
 
 
+def beside(home: Any) -> Any:
+    """A context in which new arrays are made, and functions run, on the device of home."""
+    return _CPU if home is None else home.device
+
+
+def on(home: Any, function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function, run on the device of home."""
+    if home is None:
+        return function
+
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with beside(home):
+            return function(*args, **kwargs)
+
+    return called
+
+
 def placed(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """The function, run on the device of the first CuPy array, or part of a model on a GPU, among its arguments."""
 
     @wraps(function)
     def called(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if "cupy" in sys.modules:
-            for argument in (*args, *kwargs.values()):
-                if (home := getattr(argument, "_home", gpu(argument))) is not None:
-                    with home.device:
-                        return function(*args, **kwargs)
-        return function(*args, **kwargs)
+        if "cupy" not in sys.modules:
+            return function(*args, **kwargs)
+        homes = (getattr(argument, "_home", gpu(argument)) for argument in (*args, *kwargs.values()))
+        return on(next((home for home in homes if home is not None), None), function)(*args, **kwargs)
 
     return called
 
@@ -58,7 +76,7 @@ def moved(array: Any, home: Any) -> Any:
     """The array where home is; itself where it is there already."""
     if home is None:
         return array if gpu(array) is None else array.get()
-    with home.device:
+    with beside(home):
         return sys.modules["cupy"].asarray(array)
 
 
@@ -75,7 +93,7 @@ def numbers(*values: Any) -> list[float]:
     there = [] if "cupy" not in sys.modules else [value for value in values if gpu(value) is not None]
     if not there:
         return [float(value) for value in values]
-    with there[0].device:
+    with beside(there[0]):
         fetched = iter(module_of(there[0]).stack([value.astype(np.float64) for value in there]).tolist())
     return [float(value if gpu(value) is None else next(fetched)) for value in values]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
-from .._device import check_kind, check_range, home_on, module_of, moved, placed
+from .._device import check_kind, check_range, home_on, module_of, moved, on, placed
 from .._gathered import Gathered, stable_order, sum_segments
 from .._parameters import IncompatibleKeys, load_into
 from .._validate import gpu
@@ -96,7 +96,6 @@ class Linear(Module):
         """y, backward; backward(d_y) adds to grads and returns d_x. It holds x."""
         y = self(x)
 
-        @placed
         def backward(d_y: Array) -> Array:
             d_y = _validate.exact("d_y", d_y, self.dtype, y.shape, home=self._home)
             flat = d_y.reshape(-1, self.output_size)
@@ -106,7 +105,7 @@ class Linear(Module):
             d_x: Array = d_y @ self.parameters["weight"]
             return d_x
 
-        return y, backward
+        return y, on(self._home, backward)
 
 
 class Embedding(Module):
@@ -154,13 +153,12 @@ class Embedding(Module):
         """x, backward; backward(d_x) adds to grads. It holds tokens."""
         x = self(tokens)
 
-        @placed
         def backward(d_x: Array) -> None:
             d_x = _validate.exact("d_x", d_x, self.dtype, x.shape, home=self._home)
             if self.trainable and tokens.size:
                 self._add_rows(*sum_by_token(tokens.reshape(-1), d_x.reshape(-1, self.dimension), self.size))
 
-        return x, backward
+        return x, on(self._home, backward)
 
     def gather(self, tokens: Array, kept: Array | None = None) -> tuple[Gathered, Callable[[Array], None]]:
         """x (T, B, E) as rows of a table of the tokens that occur, ascending; 0 where kept (T, B) bool is False. On the
@@ -236,14 +234,13 @@ def pool(
         top = h_n[-directions:]
         pooled = xp.ascontiguousarray(top.swapaxes(0, 1)).reshape(B, P)
 
-        @placed
         def backward_last(d_pooled: Array) -> tuple[Array | None, Array | None]:
             check_kind("d_pooled", d_pooled, home)
             d_h_n = xp.zeros_like(h_n)
             d_h_n[-directions:] = d_pooled.reshape(B, directions, -1).swapaxes(0, 1)
             return None, d_h_n
 
-        return pooled, backward_last
+        return pooled, on(home, backward_last)
 
     if lengths is not None and (home is None or gpu(lengths) is not None):
         check_kind("lengths", lengths, home)
@@ -257,7 +254,6 @@ def pool(
         parts.append(top)
         rows, columns = xp.arange(B)[:, None], xp.arange(P)
 
-    @placed
     def backward(d_pooled: Array) -> tuple[Array | None, Array | None]:
         check_kind("d_pooled", d_pooled, home)
         shape = (T, B, P)
@@ -270,4 +266,4 @@ def pool(
             d_output[at, rows, columns] += xp.where(steps[:, None] > 0, d_pooled[:, -P:], output.dtype.type(0))
         return d_output, None
 
-    return (parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=1)), backward
+    return (parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=1)), on(home, backward)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
-from .._device import check_kind, moved, placed
+from .._device import check_kind, moved, on, placed
 from .._gathered import Gathered
 from .._parameters import IncompatibleKeys, load_into
 from ..layer import RNN
@@ -155,7 +155,6 @@ class SequenceModel:
             states = states * noise
         y, backward_readout = self.readout.forward_train(states)
 
-        @placed
         def backward(d_y: Array) -> tuple[Array | None, Array]:
             d_states = backward_readout(d_y)
             if noise is not None:
@@ -164,7 +163,7 @@ class SequenceModel:
             d_x, d_h_0 = backward_rnn(d_output, d_h_n)
             return embed(d_x), d_h_0
 
-        return y, h_n, backward
+        return y, h_n, on(self._home, backward)
 
     def _embed(
         self, x: Array, lengths: Array | None, kept: Array | None, price: int

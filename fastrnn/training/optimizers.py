@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._backends.options import Array
-from .._device import check_kind, module_of, moved, numbers, placed
+from .._device import beside, check_kind, module_of, moved, numbers
 from .._validate import gpu
 from ._native import adam
 
@@ -31,30 +31,27 @@ class Optimizer:
         self.rate, self.weight_decay = _positive("rate", rate), _at_least_0("weight_decay", weight_decay)
         self.steps = 0
         self.state: dict[str, dict[str, Array]] = {}  # parameter -> slot -> array
+        self._loaded: set[str] = set()  # parameters whose state may lie on another device
 
     def step(self, parameters: Mapping[str, Array], grads: Mapping[str, Array], factor: float = 1.0) -> None:
-        """One step at the rate `rate * factor`. Raises KeyError where a gradient is missing, ValueError for a shape or
-        dtype, TypeError for a gradient that is not on its parameter's device."""
+        """One step at the rate `rate * factor`, of parameters on one device. Raises KeyError where a gradient is
+        missing, ValueError for a shape or dtype, TypeError for a gradient that is not beside its parameter."""
         for name, p in parameters.items():
-            check_kind(f"grads[{name!r}]", grads[name], gpu(p))
+            if type(p) is not np.ndarray or type(grads[name]) is not np.ndarray:
+                check_kind(f"grads[{name!r}]", grads[name], gpu(p))
             if grads[name].shape != p.shape or grads[name].dtype != p.dtype:
                 raise ValueError(f"grads[{name!r}]: expected {p.dtype} {p.shape}, got {grads[name].dtype} "
                                  f"{grads[name].shape}")  # fmt: skip
         self.steps += 1
-        for name, p in parameters.items():
-            self._whole(self.rate * factor, p, grads[name], *self._state_of(name, p).values())
+        with beside(_home(parameters)):
+            for name, p in parameters.items():
+                if name not in self.state:
+                    self.state[name] = {slot: module_of(p).zeros_like(p) for slot in self.slots}
+                elif name in self._loaded:
+                    self._loaded.remove(name)
+                    self.state[name] = {slot: moved(array, gpu(p)) for slot, array in self.state[name].items()}
+                self._whole(self.rate * factor, p, grads[name], *self.state[name].values())
 
-    @placed
-    def _state_of(self, name: str, p: Array) -> dict[str, Array]:
-        """The slots of a parameter, where it is: what was loaded may lie elsewhere."""
-        state = self.state.get(name)
-        if state is None:
-            state = self.state[name] = {slot: module_of(p).zeros_like(p) for slot in self.slots}
-        elif any(getattr(array, "device", None) != getattr(p, "device", None) for array in state.values()):
-            state = self.state[name] = {slot: moved(array, gpu(p)) for slot, array in state.items()}
-        return state
-
-    @placed
     def _whole(self, rate: float, *arrays: Array) -> None:
         for part in _chunks(*arrays):
             self._update(rate, *part)
@@ -81,7 +78,7 @@ class Optimizer:
             if sorted(found) != sorted(self.slots):
                 raise ValueError(f"state_dict: expected {sorted(self.slots)} for {name}, got {sorted(found)}")
         self.state = {name: {slot: found[slot] for slot in self.slots} for name, found in state.items()}
-        self.steps = int(state_dict["steps"])
+        self._loaded, self.steps = set(self.state), int(state_dict["steps"])
 
 
 class SGD(Optimizer):
@@ -158,7 +155,6 @@ class Adam(Optimizer):
         self.betas = _fraction("betas", betas[0]), _fraction("betas", betas[1])
         self.eps = eps
 
-    @placed
     def _whole(self, rate: float, *arrays: Array) -> None:
         p, grad, mean, square = arrays
         (b1, b2), decay = self.betas, self.weight_decay
@@ -212,12 +208,8 @@ def _chunks(*arrays: Array) -> Iterator[list[Array]]:
 
 def global_norm(grads: Mapping[str, Array]) -> float:
     """The Euclidean norm of all gradients together, summed in blocks as NumPy's dot does. A GPU is waited for once."""
-    return float(np.sqrt(sum(numbers(*(_squared_norm(g) for g in grads.values())))))
-
-
-@placed
-def _squared_norm(gradient: Array) -> Any:
-    return module_of(gradient).vdot(gradient, gradient)
+    with beside(_home(grads)):
+        return float(np.sqrt(sum(numbers(*[module_of(g).vdot(g, g) for g in grads.values()]))))
 
 
 def clip_by_global_norm(grads: Mapping[str, Array], limit: float) -> float:
@@ -227,26 +219,23 @@ def clip_by_global_norm(grads: Mapping[str, Array], limit: float) -> float:
     """
     norm = global_norm(grads)
     if np.isfinite(norm) and norm > _positive("limit", limit):
-        for gradient in grads.values():
-            _scale(gradient, limit / norm)
+        with beside(_home(grads)):
+            for gradient in grads.values():
+                gradient *= gradient.dtype.type(limit / norm)
     return norm
-
-
-@placed
-def _scale(gradient: Array, factor: float) -> None:
-    gradient *= gradient.dtype.type(factor)
 
 
 def clip_by_value(grads: Mapping[str, Array], limit: float) -> None:
     """Clips every element to +-limit, in place."""
     _positive("limit", limit)
-    for gradient in grads.values():
-        _clip(gradient, limit)
+    with beside(_home(grads)):
+        for gradient in grads.values():
+            gradient.clip(-limit, limit, out=gradient)
 
 
-@placed
-def _clip(gradient: Array, limit: float) -> None:
-    gradient.clip(-limit, limit, out=gradient)
+def _home(arrays: Mapping[str, Array]) -> Any:
+    """Of arrays on one device."""
+    return gpu(next(iter(arrays.values()), None))
 
 
 # ---- Schedules: what multiplies the rate, by the share of the training that is done, 0..1
