@@ -6,9 +6,10 @@
 
 Stages: environment, build, primitives (what barriers cost), correctness (every kernel, dtype and odd shape against
 float64, on guarded and poisoned memory), races (hundreds of repeats, bit for bit, other work beside them, random delays
-inside the kernels), sanitizer (compute-sanitizer where it is), timings (CUDA events, against torch.nn.RNN in four
-precisions), report. Each takes less than ten minutes, runs in a process of its own and leaves OUT/STAGE.json;
-correctness, races and timings keep a line for each check, and a stage that ran out of time goes on in the next call.
+inside the kernels), training (fastrnn.training against the CPU), sanitizer (compute-sanitizer where it is), timings
+(CUDA events, against torch.nn.RNN in four precisions), report. Each takes less than ten minutes, runs in a process of
+its own and leaves OUT/STAGE.json; correctness, races, training and timings keep a line for each check, and a stage that
+ran out of time goes on in the next call.
 
 Exit code: 0 all stages passed; 1 something failed; 2 something is not finished yet; 3 there is no GPU to run on.
 The tests' helpers are used: run it in a checkout of the repository.
@@ -32,7 +33,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-from gpu import checks, subjects, timings  # noqa: E402
+from gpu import checks, subjects, timings, training  # noqa: E402
 
 LIMIT = 570.0  # seconds of a stage
 PACKAGES = (
@@ -205,6 +206,11 @@ def races(out: Path) -> dict[str, Any]:
     return _journal(out, "races", items())
 
 
+def train(out: Path) -> dict[str, Any]:
+    """Losses, poolings, the gradient of an embedding, whole trainings."""
+    return _journal(out, "training", training.checks(cupy()))
+
+
 def sanitizer(out: Path) -> dict[str, Any]:
     """compute-sanitizer's tools over a few small cases."""
     cupy()
@@ -263,7 +269,7 @@ def report(out: Path) -> dict[str, Any]:
     """The table."""
     stages = {name: read(out, name) for name in STAGES if name != "report"}
     lines = [f"{name:<13}{(found or {}).get('status', 'not run')}" for name, found in stages.items()]
-    for name in ("correctness", "races"):
+    for name in ("correctness", "races", "training"):
         found = stages[name] or {}
         if "checks" in found:
             lines.append(f"{name}: {found['checks']} checks, {found['refused']} refused, {found['failed']} failed")
@@ -285,6 +291,7 @@ STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "primitives": primitives,
     "correctness": correctness,
     "races": races,
+    "training": train,
     "sanitizer": sanitizer,
     "timings": time_arms,
     "report": report,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.cases import Case
 from helpers.cuda_on_host import COMPILER, HostDevice
+from helpers.cupy_process import run
 
 from fastrnn._backends import cupy_plan, reference
 
@@ -38,7 +39,7 @@ def test_without_a_device_every_stage_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 3, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    names = ["environment", "build", "primitives", "correctness", "races", "sanitizer", "timings"]
+    names = ["environment", "build", "primitives", "correctness", "races", "training", "sanitizer", "timings"]
     assert [line.split()[0] for line in lines[: len(names)]] == names
     assert all("no device: " in line for line in lines[: len(names)])
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
@@ -127,6 +128,31 @@ def test_the_report_has_a_row_for_each_ratio(gate: Any, tmp_path: Path) -> None:
 
 
 # ---- The checks
+
+
+@needs_compiler
+def test_the_checks_of_training_pass_and_notice_faults() -> None:
+    """On the stand-in for CuPy: one of each kind; sums in another order and a loss that is wrong in the ninth digit."""
+    code = f"""
+sys.path.insert(0, {str(GATE.parent)!r})
+from gpu import training as checks
+from fastrnn import training
+from fastrnn._backends import cupy_gpu
+found = dict(checks.checks(cupy))
+assert len(found) == 20
+sums = "embedding float32 1000 64 50000"
+for key in (sums, "losses masked=True", "pooling max", "fit max 2"):
+    found[key]()
+right, loss = cupy_gpu.sum_segments, training.mean_squared_error
+def turned(rows, order, first):
+    parts = [part[::-1] for part in np.split(order.get(), first.get()[1:-1])]
+    return right(rows, cupy.asarray(np.concatenate(parts)), first)
+cupy_gpu.sum_segments = turned
+print(message(AssertionError, found[sums]))
+training.mean_squared_error = lambda y, *more: (loss(y, *more)[0] * (1 + 1e-9 * (type(y) is not np.ndarray)), None)
+message(AssertionError, found["losses masked=False"])
+"""
+    assert run(code).strip() == "other bits than in order"
 
 
 def subject(gate: Any, change: Any = None) -> Any:

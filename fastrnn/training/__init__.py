@@ -5,6 +5,7 @@
     logits = model(x)
 
 Each part works alone: losses return (loss, gradient), optimizers update dicts of arrays, layers follow fastrnn.RNN.
+With device="cuda" for RNN, Linear and Embedding the arrays are CuPy's; fit and predict take NumPy's in any case.
 """
 
 from . import optimizers
