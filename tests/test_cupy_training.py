@@ -10,6 +10,7 @@ import pytest
 from helpers.cuda_on_host import COMPILER
 from helpers.cupy_process import run
 
+pytest.importorskip("safetensors")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 COMMON = """
@@ -345,7 +346,8 @@ for kind, call, arguments in (
     (TypeError, SequenceModel(on_cpu, Linear(3, 2), embedding=plain), (on_gpu(t[:, None]),)),
     (TypeError, SequenceModel(rnn, Linear(3, 2, device="cuda"), token_dropout=0.5).forward_train, (x[:, None, :2],)),
     (ValueError, SequenceModel, (rnn, Linear(3, 2))),
-    (ValueError, SequenceModel, (on_cpu, Linear(3, 2, device="cuda"))),
+    (ValueError, SequenceModel, (on_cpu, Linear(3, 2, device="cuda"))), (TypeError, Sequences, (on_gpu(x), x[0])),
+    (TypeError, Sequences, (x[:, :2], on_gpu(t))),
 ):
     print(message(kind, call, *arguments))
 print(message(ValueError, SequenceModel, rnn, Linear(3, 2, device="cuda"), embedding=plain))
@@ -372,6 +374,8 @@ with cupy.cuda.Device(1):
         f"x: {here} numpy.ndarray",
         "rnn, readout: expected one device, got cuda:0, cpu",
         "rnn, readout: expected one device, got cpu, cuda:0",
+        f"x: {numpy}, got cupy.ndarray",
+        f"targets: {numpy}, got cupy.ndarray",
         "rnn, readout, embedding: expected one device, got cuda:0, cuda:0, cpu",
         "device: expected 'cpu' or 'cuda', got 'cuda:0'",
         "device: expected 'cpu' or 'cuda', got 'gpu'",

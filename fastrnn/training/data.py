@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _validate
 from .._backends.options import Array
+from .._device import check_kind
 
 _POOL = 50  # batches whose rows are sorted by length together
 
@@ -43,12 +44,14 @@ class Sequences:
         lengths: (N), for an array x whose rows end early.
         every_step: there is a target at every step.
 
-    A list is kept as it is; batches are padded to their own longest row. Raises TypeError and ValueError.
+    A list is kept as it is; batches are padded to their own longest row. Data stays on the host: fit moves each batch
+    where the model is. Raises TypeError and ValueError.
     """
 
     def __init__(self, x: Any, targets: Any, lengths: Any = None, *, every_step: bool = False) -> None:
         self.every_step = _validate.boolean("every_step", every_step)
         self.x: Array | list[Array]
+        check_kind("x", x, None)
         if isinstance(x, np.ndarray):
             if x.ndim not in (2, 3):
                 raise ValueError(f"x: expected (T, N, I), (T, N) tokens or a list of arrays, got shape {x.shape}")
@@ -70,6 +73,7 @@ class Sequences:
         self.targets = self._checked(targets)
 
     def _checked(self, targets: Any) -> Array | list[Array]:
+        check_kind("targets", targets, None)
         count = len(self)
         if not self.every_step:
             targets = np.asarray(targets)

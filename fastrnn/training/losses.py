@@ -2,7 +2,7 @@
 
 Means are over the positions that the mask keeps; with class weights, weighted means, as PyTorch has them. y, targets
 and mask are NumPy's arrays, or CuPy's on one device, and an array of the other kind raises TypeError. A GPU is waited
-for once, by binary_cross_entropy with a mask twice.
+for once, by binary_cross_entropy with a mask twice, and once more for class weights that are there.
 """
 
 from __future__ import annotations
