@@ -14,7 +14,7 @@ PRELUDE = f"""
 import sys, warnings
 sys.path[:0] = {PATHS.split(os.pathsep)!r}
 warnings.simplefilter("error")
-warnings.filterwarnings("ignore", "fastrnn runs on the slower backend 'cupy'")
+warnings.filterwarnings("ignore", "fastrnn runs on the slower backend")
 import numpy as np, cupy, fastrnn
 from helpers.cases import Case, random_cases, GRADIENTS, NEEDS
 from helpers.compare import normalised_error
