@@ -215,6 +215,6 @@ def test_relu_of_special_sums(kernel: Kernel, dtype: str) -> None:
     p = p.but(w_ih=zero, w_hh=np.zeros((H, H), dtype), b_ih=sums)
     output, _ = kernel.forward(p)
     assert_same_bits(output[0, 0], np.array([np.nan, 0, 0, np.inf, 0], dtype), "relu")
-    tape = np.array([[[0.0, 1e-38, 2.0, 0.0, 1.0]]], dtype)
+    tape = np.array([[[0.0, np.finfo(dtype).smallest_normal, 2.0, 0.0, 1.0]]], dtype)
     g = kernel.backward(p.but(w_ih=np.ones((H, 1), dtype), d_h_n=None), tape)
     assert_same_bits(g.d_b + 0, np.where(tape[0, 0] > 0, p.d_output[0, 0], 0).astype(dtype) + 0, "relu'")
