@@ -13,6 +13,7 @@ namespace FASTRNN_NAMESPACE {
 // after vec.h, in this order
 #include "lanes.inl"
 #include "tanh.inl"
+#include "turn.inl"
 #include "pack.inl"
 #include "tile.inl"
 #include "rnn_forward.inl"

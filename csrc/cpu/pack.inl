@@ -23,73 +23,6 @@ struct Tile {
   FN index unpacked_group(index r) { return r <= 3 ? unpacked_vectors / panel_vectors : 1; }
 };
 
-// to[s][c] = from[c][s] for a square block of transpose_side elements
-#if FASTRNN_VEC >= 256
-template <class T>
-static constexpr index transpose_side = 32 / static_cast<index>(sizeof(T));
-
-FN __m256 two_quarters(const float* low, const float* high) {
-  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
-}
-FN void transpose(const float* from, index from_row, float* to, index to_row) {
-#pragma GCC unroll 2
-  for (index half = 0; half < 2; ++half) {
-    const float* a = from + 4 * half;
-    const __m256 a0 = two_quarters(a, a + 4 * from_row);
-    const __m256 a1 = two_quarters(a + from_row, a + 5 * from_row);
-    const __m256 a2 = two_quarters(a + 2 * from_row, a + 6 * from_row);
-    const __m256 a3 = two_quarters(a + 3 * from_row, a + 7 * from_row);
-    const __m256 low01 = _mm256_unpacklo_ps(a0, a1), high01 = _mm256_unpackhi_ps(a0, a1);
-    const __m256 low23 = _mm256_unpacklo_ps(a2, a3), high23 = _mm256_unpackhi_ps(a2, a3);
-    float* b = to + 4 * half * to_row;
-    _mm256_storeu_ps(b, _mm256_shuffle_ps(low01, low23, 0x44));
-    _mm256_storeu_ps(b + to_row, _mm256_shuffle_ps(low01, low23, 0xee));
-    _mm256_storeu_ps(b + 2 * to_row, _mm256_shuffle_ps(high01, high23, 0x44));
-    _mm256_storeu_ps(b + 3 * to_row, _mm256_shuffle_ps(high01, high23, 0xee));
-  }
-}
-FN __m256d two_halves(const double* low, const double* high) {
-  return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(low)), _mm_loadu_pd(high), 1);
-}
-FN void transpose(const double* from, index from_row, double* to, index to_row) {
-#pragma GCC unroll 2
-  for (index half = 0; half < 2; ++half) {
-    const double* a = from + 2 * half;
-    const __m256d even = two_halves(a, a + 2 * from_row), odd = two_halves(a + from_row, a + 3 * from_row);
-    _mm256_storeu_pd(to + 2 * half * to_row, _mm256_unpacklo_pd(even, odd));
-    _mm256_storeu_pd(to + (2 * half + 1) * to_row, _mm256_unpackhi_pd(even, odd));
-  }
-}
-#elif FASTRNN_VEC == 128
-template <class T>
-static constexpr index transpose_side = 16 / static_cast<index>(sizeof(T));
-
-FN void transpose(const float* from, index from_row, float* to, index to_row) {
-  __m128 a0 = _mm_loadu_ps(from), a1 = _mm_loadu_ps(from + from_row);
-  __m128 a2 = _mm_loadu_ps(from + 2 * from_row), a3 = _mm_loadu_ps(from + 3 * from_row);
-  _MM_TRANSPOSE4_PS(a0, a1, a2, a3);
-  _mm_storeu_ps(to, a0);
-  _mm_storeu_ps(to + to_row, a1);
-  _mm_storeu_ps(to + 2 * to_row, a2);
-  _mm_storeu_ps(to + 3 * to_row, a3);
-}
-FN void transpose(const double* from, index from_row, double* to, index to_row) {
-  const __m128d a0 = _mm_loadu_pd(from), a1 = _mm_loadu_pd(from + from_row);
-  _mm_storeu_pd(to, _mm_unpacklo_pd(a0, a1));
-  _mm_storeu_pd(to + to_row, _mm_unpackhi_pd(a0, a1));
-}
-#else
-template <class T>
-static constexpr index transpose_side = 4;
-
-template <class T>
-FN void transpose(const T* from, index from_row, T* to, index to_row) {
-  for (index s = 0; s < transpose_side<T>; ++s) {
-    for (index c = 0; c < transpose_side<T>; ++c) to[s * to_row + c] = from[c * from_row + s];
-  }
-}
-#endif
-
 // One panel of `valid` outputs, filled up with 0 to `width`
 template <class T>
 FN void pack_panel(T* panel, const T* source, index terms, index terms_stride, index valid, index outputs_stride,
@@ -107,16 +40,19 @@ FN void pack_panel(T* panel, const T* source, index terms, index terms_stride, i
   }
   // A line of outputs at a time over a stretch of terms: more streams, often some multiple of 4 KiB apart, would throw
   // each other out of the cache before their lines are used up.
-  constexpr index side = transpose_side<T>, line = 64 / static_cast<index>(sizeof(T));
-  const index blocks = terms_stride == 1 ? valid / side * side : 0;  // outputs in whole squares
+  using S = Vec<T>;
+  constexpr index line = 64 / static_cast<index>(sizeof(T));
+  const index blocks = terms_stride == 1 ? valid / S::lanes * S::lanes : 0;  // outputs in whole vectors
   for (index t0 = 0; t0 < terms; t0 += longest_block) {
     const index t1 = t0 + longest_block < terms ? t0 + longest_block : terms;
-    const index squares = t0 + (t1 - t0) / side * side;
+    const index squares = t0 + (t1 - t0) / Turn<T>::terms * Turn<T>::terms;
     for (index c0 = 0; c0 < blocks; c0 += line) {
       const index c1 = c0 + line < blocks ? c0 + line : blocks;
-      for (index s = t0; s < squares; s += side) {
-        for (index c = c0; c < c1; c += side) {
-          transpose(source + s + c * outputs_stride, outputs_stride, panel + s * width + c, width);
+      for (index s = t0; s < squares; s += Turn<T>::terms) {
+        for (index c = c0; c < c1; c += S::lanes) {
+          typename S::V turned[Turn<T>::terms];
+          Turn<T>::block(turned, source + s + c * outputs_stride, outputs_stride);
+          for (index i = 0; i < Turn<T>::terms; ++i) S::store(panel + (s + i) * width + c, turned[i]);
         }
       }
     }

@@ -90,6 +90,44 @@ static void add_blocks(T* s, const T* const* a, index first, index terms, index 
   }
 }
 
+// The same for one row and W whole vectors of outputs, with weights as they lie. Where an output's terms lie side by
+// side, blocks of them are turned in registers and used at once, a cache line of each output at a time.
+template <class T, unsigned W>
+static void add_blocks_unpacked(T* s, const T* a, index terms, index block, const T* b, index term_stride,
+                                index output_stride) {
+  using S = Vec<T>;
+  constexpr index line = 64 / static_cast<index>(sizeof(T)), together = Turn<T>::terms;
+  for (index k = 0; k < terms; k += block) {
+    const index end = k + block < terms ? k + block : terms;
+    const index lines = term_stride == 1 && output_stride != 1 ? k + (end - k) / line * line : k;
+    const T* const of = fault(Fault::short_call_block_repeated) ? a - k : a;
+    typename S::V acc[1][W];
+#pragma GCC unroll 4
+    for (unsigned w = 0; w < W; ++w) acc[0][w] = S::set(T(0));
+    for (index t = k; t < lines; t += line) {
+#pragma GCC unroll 4
+      for (unsigned w = 0; w < W; ++w) {
+#pragma GCC unroll 8
+        for (index q = t; q < t + line; q += together) {
+          typename S::V turned[Turn<T>::terms];
+          Turn<T>::block(turned, b + w * S::lanes * output_stride + q, output_stride);
+#pragma GCC unroll 4
+          for (index i = 0; i < together; ++i) acc[0][w] = S::add_product(acc[0][w], S::set(of[q + i]), turned[i]);
+        }
+      }
+    }
+    for (index t = lines; t < end; ++t) {
+      const auto av = S::set(of[t]);
+#pragma GCC unroll 4
+      for (unsigned w = 0; w < W; ++w) {
+        const T* from = b + w * S::lanes * output_stride + t * term_stride;
+        acc[0][w] = S::add_product(acc[0][w], av, load_strided(from, output_stride, S::lanes));
+      }
+    }
+    if (!(fault(Fault::sum_block_skipped) && k == block)) add_chain<T, 1, W>(s, acc);
+  }
+}
+
 template <class T>
 using AddBlocks = void (*)(T*, const T* const*, index, index, index, const T*, index);
 
@@ -150,6 +188,23 @@ static AddBlocks<T> add_blocks_for(index r, index vectors) {
   }
 }
 
+template <class T>
+using AddBlocksUnpacked = void (*)(T*, const T*, index, index, const T*, index, index);
+
+template <class T>
+static AddBlocksUnpacked<T> add_blocks_unpacked_for(index vectors) {
+  switch (vectors) {
+    case 1:
+      return add_blocks_unpacked<T, 1>;
+    case 2:
+      return add_blocks_unpacked<T, 2>;
+    case 3:
+      return add_blocks_unpacked<T, 3>;
+    default:
+      return add_blocks_unpacked<T, 4>;
+  }
+}
+
 // Rows split into even tiles of at most `most` rows: 16 becomes 6 + 5 + 5, not 6 + 6 + 4.
 struct RowTiles {
   index count, base, longer;
@@ -186,12 +241,22 @@ FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Produ
                G::columns * a.terms);
     return;
   }
-  alignas(64) T panels[G::unpacked_vectors * G::lanes * longest_block];
   const T* from = w.source + at.column * w.output_stride;
+  index done = 0;  // outputs
+  if (at.rows == 1 && at.columns >= G::lanes) {
+    const index vectors = at.columns / G::lanes;
+    add_blocks_unpacked_for<T>(vectors)(s, a.rows[at.row], a.terms, block, from, w.term_stride, w.output_stride);
+    done = vectors * G::lanes;
+    if (done == at.columns) return;
+    add_blocks = add_blocks_for<T>(1, 1);  // of what is left
+  }
+  alignas(64) T panels[G::unpacked_vectors * G::lanes * longest_block];
+  from += done * w.output_stride;
   for (index k = 0; k < a.terms; k += block) {
     const index n = a.terms - k < block ? a.terms - k : block;
-    pack_panels(panels, from + k * w.term_stride, n, w.term_stride, at.columns, w.output_stride);
-    add_blocks(s, a.rows + at.row, fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels, G::columns * n);
+    pack_panels(panels, from + k * w.term_stride, n, w.term_stride, at.columns - done, w.output_stride);
+    add_blocks(s + done, a.rows + at.row, fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels,
+               G::columns * n);
   }
 }
 
