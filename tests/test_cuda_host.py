@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import bounds, cuda_host
 from helpers.cases import SIZES, Case, Problem, random_cases
-from helpers.compare import assert_all_same_bits, assert_same_bits, assert_within, ulp_error
+from helpers.compare import assert_all_same_bits, assert_same_bits, assert_within, is_subnormal, ulp_error
 from helpers.cuda_host import HostKernel, as_recurrence
 from helpers.kernels import Kernel, native
 
@@ -367,7 +367,8 @@ def test_tanh(host: Any, dtype: str) -> None:
     if not isinstance(module, ImportError) and ("v3", True, True) in module.isas():
         ours = np.empty_like(x)
         module.tanh(x, ours, isa="v3")
-        assert_same_bits(y, ours, "against csrc/cpu")
+        normal = ~is_subnormal(x)  # subnormal ones stay on the GPU, and count as 0 in csrc/cpu
+        assert_same_bits(y[normal], ours[normal], "against csrc/cpu")
 
 
 @pytest.mark.parametrize(("lanes", "batch"), list(product((8, 16, 32), (1, 2, 4))))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.cases import Case
 from helpers.checks import run_both, same_results
-from helpers.compare import assert_all_same_bits
+from helpers.compare import assert_all_same_bits, is_subnormal
 from helpers.kernels import Kernel
 
 import fastrnn.training
@@ -18,10 +18,6 @@ from fastrnn.training import _native
 
 TINY = {"float32": 1e-39, "float64": 1e-309}  # times a number of about 1: subnormal
 LIMIT = 1.3  # times the time of normal numbers
-
-
-def is_subnormal(array: Any) -> Any:
-    return (array != 0) & (np.abs(array) < np.finfo(array.dtype).smallest_normal)
 
 
 @pytest.mark.native

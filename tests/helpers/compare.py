@@ -34,6 +34,10 @@ def assert_all_same_bits(got: Any, want: Any, what: str, names: tuple[str, ...] 
         assert_same_bits(g, w, f"{what}: {names[i] if names else i}")
 
 
+def is_subnormal(array: Any) -> Any:
+    return (array != 0) & (np.abs(array) < np.finfo(array.dtype).smallest_normal)
+
+
 def ulp_size(reference: Array, dtype: Any) -> Array:
     """One unit in the last place of `dtype` at the (wider) reference value, exact at the binade boundaries."""
     info = np.finfo(dtype)
