@@ -75,7 +75,7 @@ def rnn_forward(
     Numerics: with "cpp", per dtype and instruction set, the row b of both results is the same bits whatever T, B, the
     number of threads, alignment and strides; with "numba" and "numpy", the same call gives the same bits on the same
     machine. NaN and infinities stay in their row. relu(NaN) is NaN. With "cpp" subnormal numbers count as 0, as
-    operands and as results; the others keep them, which some CPUs take a hundred times as long for.
+    operands and as results; the others keep them, which costs much time on some CPUs.
 
     Memory: the results; masks that are not C-contiguous are copied; "cpp" and "numba" take a workspace of the size of
     the weights and of a few time steps. The first call on "numba" compiles, or reads what was compiled from disk.

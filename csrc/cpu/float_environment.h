@@ -2,7 +2,7 @@
 // neither on what a caller has set nor on which thread computes, and callers keep what they set.
 //
 // Rounding is to nearest. In the kernels subnormal numbers count as 0, as operands and as results (x86-64 and ARM64):
-// some CPUs take a hundred times as long for a product with one, and the gradients of BPTT often vanish through them.
+// some CPUs take an assist in microcode for a product with one, and the gradients of BPTT often vanish through them.
 #pragma once
 
 #if defined(__x86_64__) || defined(_M_X64)
