@@ -11,6 +11,7 @@ FASTRNN_SEED=n                shifts every random case
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import warnings
 from collections import Counter
@@ -134,14 +135,30 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"ERROR: expected {name}, but no test passed on it", red=True)
 
 
+def _needed(name: str, package: str) -> Any:
+    """The module; where it is missing the test is skipped, or fails with FASTRNN_EXPECT_TORCH=1."""
+    if os.environ.get("FASTRNN_EXPECT_TORCH") == "1":
+        return importlib.import_module(name)
+    return pytest.importorskip(name, reason=f"{package} is not installed", exc_type=ImportError)
+
+
 @pytest.fixture
 def torch() -> Any:
-    """PyTorch on one thread, for comparison; skipped where missing unless FASTRNN_EXPECT_TORCH=1."""
-    if os.environ.get("FASTRNN_EXPECT_TORCH") == "1":
-        import torch as module
-    else:
-        module = pytest.importorskip("torch", reason="PyTorch is not installed", exc_type=ImportError)
-    return module
+    """PyTorch, for comparison."""
+    return _needed("torch", "PyTorch")
+
+
+@pytest.fixture
+def onnx(torch: Any) -> Any:
+    """ONNX, beside what torch's exporter needs."""
+    _needed("onnxscript", "onnxscript")
+    return _needed("onnx", "ONNX")
+
+
+@pytest.fixture
+def onnxruntime() -> Any:
+    """What runs an exported model."""
+    return _needed("onnxruntime", "ONNX Runtime")
 
 
 @pytest.fixture

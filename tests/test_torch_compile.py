@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -235,14 +234,10 @@ def test_flops_are_torchs(torch: Any) -> None:
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
-def test_onnx_has_rnn_nodes(torch: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, dynamo: bool) -> None:
+def test_onnx_has_rnn_nodes(
+    torch: Any, onnx: Any, onnxruntime: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, dynamo: bool
+) -> None:
     """One for each layer, from both of torch's exporters."""
-    if os.environ.get("FASTRNN_EXPECT_TORCH") == "1":  # CI installs them
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    else:
-        onnx, onnxruntime, _ = map(pytest.importorskip, ("onnx", "onnxruntime", "onnxscript"))
     import fastrnn.torch.dispatch as dispatch
 
     made = model(torch, twins(torch, 3, 5, **DEEP)[0]).eval()

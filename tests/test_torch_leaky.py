@@ -372,13 +372,12 @@ def test_cells_in_a_loop_are_the_layer(torch: Any) -> None:
 
 
 @pytest.mark.slow
-def test_onnx_export_unrolls_it(torch: Any, tmp_path: Any) -> None:
+@pytest.mark.usefixtures("onnx")
+def test_onnx_export_unrolls_it(torch: Any, onnxruntime: Any, tmp_path: Any) -> None:
     """ONNX's RNN does not leak: each step becomes nodes of its own."""
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
     layer = made(torch, "number").float().eval()
     x = torch.randn(T, B, I)
     torch.onnx.export(layer, (x,), tmp_path / "leaky.onnx", dynamo=True, verbose=False)
-    session = runtime.InferenceSession(str(tmp_path / "leaky.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "leaky.onnx"))
     output, _ = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert normalised_error(output, layer(x)[0].detach().numpy()) <= 1e-6
