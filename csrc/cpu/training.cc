@@ -79,7 +79,7 @@ void max_over_time(T* top, std::int64_t* at, const T* x, const std::int64_t* len
   index steps = 0;
   for (index b = 0; b < B; ++b) steps += static_cast<index>(lengths[b]);
   parallel_for(B, useful(threads, steps * P), control, [&](index b, int) {
-    const FloatEnvironment environment(Subnormals::kept);  // equal numbers are those that are equal
+    const FloatEnvironment environment(Subnormals::kept);  // as 0 they would all be equal
     T* const best = top + b * P;
     std::int64_t* const where = at + b * P;
     for (index j = 0; j < P; ++j) {
