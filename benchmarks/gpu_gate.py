@@ -174,6 +174,20 @@ def gpu_subjects(delays: bool = False) -> Callable[[Any], Iterator[Any]]:
     return of
 
 
+def gpu_recurrences() -> Iterator[Any]:
+    """Every kernel of the native module alone, in every storage type."""
+    module = cupy()
+    from fastrnn import _backends
+
+    native: Any = _backends._load("cuda", "cuda").functions
+    if native is not None:
+
+        def make(name: str, cluster: int) -> Any:
+            return subjects.NativeKernel(native.native, module, name, cluster)
+
+        yield from subjects.recurrences(native.native.kernels, make)
+
+
 def _journal(out: Path, name: str, items: Iterator[Any], seconds: float = LIMIT) -> dict[str, Any]:
     journal = checks.Journal(out / f"{name}.jsonl")
     finished = journal.work(items, seconds)
@@ -184,7 +198,12 @@ def _journal(out: Path, name: str, items: Iterator[Any], seconds: float = LIMIT)
 
 def correctness(out: Path) -> dict[str, Any]:
     """Every kernel on every case."""
-    return _journal(out, "correctness", checks.correctness(gpu_subjects()))
+
+    def items() -> Iterator[Any]:
+        yield from checks.recurrence_correctness(gpu_recurrences)
+        yield from checks.correctness(gpu_subjects())
+
+    return _journal(out, "correctness", items())
 
 
 def races(out: Path) -> dict[str, Any]:
@@ -198,6 +217,8 @@ def races(out: Path) -> dict[str, Any]:
                 hog[1:] = hog[:-1]
 
     def items() -> Iterator[Any]:
+        for key, run in checks.recurrence_races(gpu_recurrences, disturb=disturb):
+            yield f"beside a hog: {key}", run
         for key, run in checks.races(gpu_subjects(), disturb=disturb):
             yield f"beside a hog: {key}", run
         for key, run in checks.races(gpu_subjects(delays=True), repeats=40):
@@ -247,6 +268,9 @@ def tiny(out: Path) -> dict[str, Any]:
     for case in checks.cases(quick=True)[:12]:
         for subject in of(case):
             checks.judge(subject, case)
+        if case.dtype == "float32":
+            for one in gpu_recurrences():
+                checks.judge_recurrence(one, case)
     return {"status": "passed"}
 
 

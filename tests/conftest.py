@@ -161,6 +161,14 @@ def onnxruntime() -> Any:
     return _needed("onnxruntime", "ONNX Runtime")
 
 
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """csrc/cuda, compiled for this machine."""
+    from helpers import cuda_host
+
+    return cuda_host.load(cuda_host.build(tmp_path_factory.mktemp("cuda_host")))
+
+
 @pytest.fixture
 def own_route(torch: Any) -> Iterator[None]:
     """A warning that torch.nn.RNN computes is an error, torch's own are not."""

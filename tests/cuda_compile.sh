@@ -24,21 +24,30 @@ ptx() {  # file architecture
   forbid "$out" '^\s*(atom|red)\.' "the same bits in every run"
   forbid "$out" 'ld\.global\.nc' "the input product may lie where the output is written"
   forbid "$out" '\.local' "arrays of a thread are registers"
-  require "$out" 'shfl\.sync\.bfly'
   require "$out" 'fma\.rn\.f32'
 }
 
 mkdir -p "$build"
 echo "PTX of every kernel: required and forbidden instructions"
 ptx kernels 80
+require "$build/kernels.80.ptx" 'shfl\.sync\.bfly'
 require "$build/kernels.80.ptx" 'bar\.sync|barrier\.sync'
 require "$build/kernels.80.ptx" 'ld\.shared\.v4'
+ptx mma 80
+for types in 'm16n8k16\.row\.col\.f32\.f16\.f16\.f32' 'm16n8k16\.row\.col\.f32\.bf16\.bf16\.f32' \
+  'm16n8k8\.row\.col\.f32\.tf32\.tf32\.f32'; do
+  require "$build/mma.80.ptx" "mma\.sync\.aligned\.$types"
+done
+require "$build/mma.80.ptx" 'cvt\.rna\.tf32\.f32'
 ptx cluster 90a
+require "$build/cluster.90a.ptx" 'shfl\.sync\.bfly'
 for instruction in 'st\.async\.shared::cluster\.mbarrier::complete_tx::bytes\.b32' 'mapa\.shared::cluster' \
   'mbarrier\.arrive\.expect_tx' 'mbarrier\.try_wait\.parity\.acquire\.cluster' 'fence\.mbarrier_init\.release\.cluster' \
-  'barrier\.cluster\.arrive\.release\.aligned' 'barrier\.cluster\.wait\.acquire\.aligned' 'st\.shared::cluster\.f32'; do
+  'barrier\.cluster\.arrive\.release\.aligned' 'barrier\.cluster\.wait\.acquire\.aligned' 'st\.shared::cluster\.b32'; do
   require "$build/cluster.90a.ptx" "$instruction"
 done
+ptx mma 90a
+require "$build/mma.90a.ptx" 'st\.async\.shared::cluster\.mbarrier::complete_tx::bytes\.v2\.b32'
 
 echo "the module, for every architecture, spills are errors"
 cmake -S "$source_dir" -B "$build" -DSKBUILD_PROJECT_VERSION=0.1.0 -DFASTRNN_CUDA=ON -DFASTRNN_WERROR=ON \
@@ -61,7 +70,7 @@ try:
     count = module.device_count()
 except module.CudaError as error:
     print(f"no device: {error}")
-    for attempt in (lambda: module.choose(call, False, 0), lambda: module.device(0)):
+    for attempt in (lambda: module.choose(call, False, 0, False), lambda: module.device(0)):
         try:
             attempt()
         except module.CudaError:
@@ -69,7 +78,7 @@ except module.CudaError as error:
         raise SystemExit("expected CudaError where there is no device")
 else:
     print(f"{count} devices")
-for wrong, kind in (((call[:-1], False, 0), TypeError), ((np.zeros_like(call), False, 0), ValueError)):
+for wrong, kind in (((call[:-1], False, 0, False), TypeError), ((np.zeros_like(call), False, 0, False), ValueError)):
     try:
         module.choose(*wrong)
     except kind:

@@ -6,7 +6,6 @@ instructions of device.cuh and cluster.cuh) is not tested here.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -15,8 +14,10 @@ import pytest
 from helpers import bounds, cuda_host
 from helpers.cases import SIZES, Case, Problem, random_cases
 from helpers.compare import assert_all_same_bits, assert_same_bits, assert_within, is_subnormal, ulp_error
-from helpers.cuda_host import HostKernel, as_recurrence
+from helpers.cuda_host import HostKernel, pointer
 from helpers.kernels import Kernel, native
+from helpers.recurrence import ARRAYS, Run, recurrence
+from helpers.recurrence import narrow as helpers_narrow
 
 from fastrnn._backends.cuda_call import STORAGE, Call
 
@@ -30,15 +31,6 @@ VARIANTS = [
     ("step", 1, 10_000),
 ]
 IDS = [f"{name}x{cluster}" for name, cluster, _ in VARIANTS]
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return cuda_host.load(cuda_host.build(tmp_path_factory.mktemp("cuda_host")))
-
-
-def recurrence(case: Case) -> Problem:
-    return as_recurrence(replace(case, I=case.H, bias="none", layout="contiguous").build())
 
 
 def check(kernel: HostKernel, p: Problem, what: str) -> None:
@@ -225,18 +217,29 @@ def test_leaky_units_are_refused_by_name(host: Any) -> None:
 # ---- the dispatch
 
 
-RULES = [  # dtype, B, H, shared memory, largest cluster -> kernel, cluster
+RULES = [  # numbers, B, H, shared memory, largest cluster -> kernel, cluster
     ("float64", 1, 64, 227, 16, "step", 1),
     ("float32", 1, 64, 227, 16, "block_32_1", 1),
-    ("float32", 2000, 64, 227, 16, "block_32_4", 1),
+    ("float32", 31, 64, 227, 16, "block_32_1", 1),
     ("float32", 1, 256, 227, 16, "cluster_32_1", 4),
     ("float32", 1, 256, 227, 0, "block_8_1", 1),
-    ("float32", 1024, 256, 227, 16, "block_8_4", 1),
+    ("float32", 31, 256, 227, 16, "block_8_1", 1),
+    ("float32", 1024, 256, 227, 0, "block_8_4", 1),  # sm_80
     ("float32", 1024, 256, 99, 0, "block_8_1", 1),  # sm_120
-    ("bfloat16", 32, 512, 227, 16, "cluster_32_4", 8),
+    ("float32", 32, 128, 227, 0, "mma_block_8_tf32x3", 1),
+    ("float32", 264, 256, 227, 16, "mma_cluster_8_tf32x3", 4),
+    ("float32", 265, 256, 227, 16, "mma_cluster_16_tf32x3", 4),
+    ("float32", 100, 1024, 227, 16, "mma_cluster_8_tf32x3", 16),  # 16 rows find no room
+    ("tf32", 1, 100, 227, 16, "mma_block_8_tf32", 1),
+    ("tf32", 121, 512, 227, 8, "mma_cluster_16_tf32", 8),
+    ("bfloat16", 32, 512, 227, 16, "mma_cluster_8_bfloat", 8),
+    ("bfloat16", 1, 128, 227, 0, "mma_block_8_bfloat", 1),
+    ("bfloat16", 57, 1024, 227, 16, "mma_cluster_16_bfloat", 16),
+    ("float16", 1, 1024, 227, 16, "mma_cluster_8_half", 16),
+    ("float16", 1, 1025, 227, 16, "step", 1),
     ("float32", 1, 1024, 227, 16, "cluster_32_1", 16),
     ("float32", 1, 1024, 227, 8, "step", 1),  # no cluster of 16, and 8 cannot hold w_hh
-    ("float32", 64, 768, 227, 8, "cluster_16_4", 8),
+    ("float32", 20, 768, 227, 8, "cluster_16_4", 8),
     ("float32", 64, 512, 164, 0, "step", 1),  # sm_80
     ("float32", 1, 2048, 227, 16, "step", 1),
 ]
@@ -244,10 +247,11 @@ RULES = [  # dtype, B, H, shared memory, largest cluster -> kernel, cluster
 
 @pytest.mark.parametrize("rule", RULES, ids=[str(r[:5]) for r in RULES])
 def test_the_rules_ask_what_the_device_grants(host: Any, rule: tuple[Any, ...]) -> None:
-    dtype, B, H, shared, most, kernel, cluster = rule
+    numbers, B, H, shared, most, kernel, cluster = rule
+    dtype, tf32 = ("float32", 1) if numbers == "tf32" else (numbers, 0)
     call, got = Call(5, B, H, dtype, relu=False, reverse=False), ctypes.c_int()
     table = call.table.ctypes.data_as(ctypes.c_void_p)
-    name = host.choose_kernel(table, ctypes.c_longlong(shared * 1024), most, ctypes.byref(got))
+    name = host.choose_kernel(table, ctypes.c_longlong(shared * 1024), most, tf32, ctypes.byref(got))
     assert (name.decode(), got.value) == (kernel, cluster)
     (blocks, threads, used, _), why = cuda_host.plan(host, kernel, call, cluster, shared * 1024)
     assert why == ""
@@ -265,63 +269,45 @@ def test_a_plan_says_why_there_is_none(host: Any) -> None:
     assert why("float32", 1024, "cluster_16_4", 8) == (
         "w_hh does not fit into the registers and the shared memory of its blocks"
     )
+    assert why("float32", 8, "mma_block_8_half") == "its tensor core instruction is for another dtype"
+    assert why("bfloat16", 129, "mma_block_8_bfloat") == "too many hidden units for the threads of its blocks"
 
 
 # ---- 16-bit storage
 
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
-
-def pointer(a: Any) -> Any:
-    return ctypes.c_void_p(a.ctypes.data)
-
-
-def narrow(host: Any, a: Any, storage: str) -> Any:
-    """float32 values as 16-bit patterns, by the kernels' own conversion."""
-    a = np.ascontiguousarray(a, np.float32)
-    out = np.empty(a.shape, np.uint16)
-    host.round_to(pointer(a), pointer(out), ctypes.c_longlong(a.size), ctypes.c_longlong(STORAGE[storage]))
-    return out
-
-
-def widen(host: Any, a: Any, storage: str) -> Any:
-    a = np.ascontiguousarray(a)
-    out = np.empty(a.shape, np.float32)
-    host.widen_from(pointer(a), pointer(out), ctypes.c_longlong(a.size), ctypes.c_longlong(STORAGE[storage]))
-    return out
-
-
-@pytest.mark.parametrize("storage", list(ROUNDING))
+@pytest.mark.parametrize("storage", list(bounds.UNIT_ROUNDOFF))
 @pytest.mark.parametrize("name", ["block_8_4", "block_32_1", "cluster_16_1", "step"])
 def test_16_bit_storage_sums_in_float32(host: Any, storage: str, name: str) -> None:
     """The state is rounded once a step, d_z once where it is stored: what is left is float32 arithmetic."""
-    case = Case(T=6, B=5, H=33, lengths="ragged", reset=True, recurrent_mask=True, keep_mask=True, seed=12)
-    exact = recurrence(case)
-    arrays = ("x", "h_0", "w_hh", "recurrent_mask", "d_output", "d_h_n")
-    packed = exact.but(**{field: narrow(host, getattr(exact, field), storage) for field in arrays})
-    p = exact.but(**{field: widen(host, getattr(packed, field), storage) for field in arrays})
-    kernel = HostKernel(host, name, 3 if name.startswith("cluster") else 1)
-    tape, h_n = kernel.forward(packed, storage=storage)
-    output, u = widen(host, tape, storage), ROUNDING[storage]
-    judged = bounds.judge_forward(p, output)
-    room = u * (np.abs(judged.reference) + judged.bound) + 2.0**-25  # and the subnormals of float16
-    assert_within(output, judged.reference, judged.bound + room, f"{name} {storage}: output")
-    assert_same_bits(widen(host, h_n, storage), bounds.last_states(p, output), "h_n")
-
-    d_z, d_h_0 = (widen(host, a, storage) for a in kernel.backward_z(packed, tape, storage=storage))
-    p64 = p.but(**{field: getattr(p, field).astype(np.float64) for field in (*arrays, "w_ih")})
-    want = Kernel("numpy").backward(p64, output.astype(np.float64))
-    for got, reference, what in ((d_z, want.d_x, "d_z"), (d_h_0, want.d_h_0, "d_h_0")):
+    p = recurrence(Case(T=6, B=5, H=33, lengths="ragged", reset=True, recurrent_mask=True, keep_mask=True, seed=12))
+    run = Run(HostKernel(host, name, 3 if name.startswith("cluster") else 1), name, storage, p)
+    run.check(storage)
+    p64 = run.p.but(**{field: getattr(run.p, field).astype(np.float64) for field in (*ARRAYS, "w_ih")})
+    want, u = Kernel("numpy").backward(p64, run.wide(run.tape).astype(np.float64)), bounds.UNIT_ROUNDOFF[storage]
+    for got, reference, what in ((run.d_z, want.d_x, "d_z"), (run.d_h_0, want.d_h_0, "d_h_0")):
         assert reference is not None
         room = 1.001 * u * np.abs(reference) + 2.0**-25 + 64 * 2.0**-24 * np.abs(reference).max()
-        assert_within(got, reference, room, f"{name} {storage}: {what}")
+        assert_within(run.wide(got), reference, room, f"{name} {storage}: {what}")
 
 
 def test_16_bit_conversions(host: Any) -> None:
+    """The kernels' own, against NumPy's and the tests'."""
+
+    def narrow(a: Any, storage: str) -> Any:
+        out = np.empty(a.shape, np.uint16)
+        host.round_to(pointer(a), pointer(out), ctypes.c_longlong(a.size), ctypes.c_longlong(STORAGE[storage]))
+        return out
+
+    def widen(a: Any, storage: str) -> Any:
+        out = np.empty(a.shape, np.float32)
+        host.widen_from(pointer(a), pointer(out), ctypes.c_longlong(a.size), ctypes.c_longlong(STORAGE[storage]))
+        return out
+
     every = np.arange(65536, dtype=np.uint16)
     halves = every.view(np.float16).astype(np.float32)
-    assert_same_bits(widen(host, every, "float16"), halves, "from float16")
-    assert_same_bits(widen(host, every, "bfloat16"), (every.astype(np.uint32) << 16).view(np.float32), "from bfloat16")
+    assert_same_bits(widen(every, "float16"), halves, "from float16")
+    assert_same_bits(widen(every, "bfloat16"), (every.astype(np.uint32) << 16).view(np.float32), "from bfloat16")
     rng = np.random.default_rng(0)
     some = rng.integers(0, 2**32, 300_000, dtype=np.uint32).view(np.float32)
     finite = np.sort(halves[np.isfinite(halves)].astype(np.float64))
@@ -331,15 +317,17 @@ def test_16_bit_conversions(host: Any) -> None:
     for values in (some, halves, middles, *around, edges):
         with np.errstate(over="ignore"):
             want = values.astype(np.float16)
-        got = narrow(host, values, "float16").view(np.float16)
+        values = np.ascontiguousarray(values)
+        got = narrow(values, "float16").view(np.float16)
         assert_same_bits(got.astype(np.float32), want.astype(np.float32), "to float16")
-        got = narrow(host, values, "bfloat16")
-        assert np.array_equal(np.isnan(widen(host, got, "bfloat16")), np.isnan(values))
+        got = narrow(values, "bfloat16")
+        assert np.array_equal(np.isnan(widen(got, "bfloat16")), np.isnan(values))
         with np.errstate(invalid="ignore"):
             ok = ~np.isnan(values)
             low = values[ok].view(np.uint32)
             carry = (low & 0xFFFF).astype(np.int64) + ((low >> 16) & 1) > 0x8000
         assert np.array_equal(got[ok], ((low >> 16) + carry).astype(np.uint16)), "to bfloat16"
+        assert np.array_equal(got[ok], helpers_narrow(values, "bfloat16")[ok])
 
 
 # ---- the cell and the maps

@@ -23,8 +23,8 @@ FASTRNN_HD unsigned parity_of(int64 i) { return static_cast<unsigned>((i >> 1) &
 SOURCE = TILE.read_text() if TILE.exists() else ARITHMETIC
 
 
-def model(C: int, W: int, T: int, mutation: Mutation = Mutation.NONE) -> Model:
-    return with_arithmetic(Model(C, W, T, mutation), SOURCE)
+def model(C: int, W: int, T: int, mutation: Mutation = Mutation.NONE, slices: bool = False) -> Model:
+    return with_arithmetic(Model(C, W, T, mutation, slices=slices), SOURCE)
 
 
 @pytest.mark.parametrize(("C", "W", "T"), [(1, 2, 4), (2, 1, 0), (2, 1, 1), (2, 1, 2), (2, 1, 6), (3, 1, 1)])
@@ -44,10 +44,32 @@ def test_random_interleavings_are_right(C: int, W: int, T: int) -> None:
         walk(model(C, W, T), seed)
 
 
+@pytest.mark.parametrize(("C", "T"), [(1, 0), (1, 1), (1, 5), (2, 1)])
+def test_every_interleaving_of_slices_is_right(C: int, T: int) -> None:
+    """Blocks of two warps, each with half of the columns."""
+    assert explore(model(C, 2, T, slices=True)) > T
+
+
+@pytest.mark.parametrize(("C", "W", "T"), [(2, 2, 6), (2, 4, 4), (3, 2, 4)])
+def test_random_interleavings_of_slices_are_right(C: int, W: int, T: int) -> None:
+    for seed in range(30):
+        walk(model(C, W, T, slices=True), seed)
+
+
+@pytest.mark.parametrize("mutation", [Mutation.NO_SYNC, Mutation.SEND_BEFORE_TAKE, Mutation.SINGLE_BUFFER])
+def test_what_is_wrong_with_slices_is_found(mutation: Mutation) -> None:
+    with pytest.raises(ExchangeError):
+        explore(model(1, 2, 5, mutation, slices=True))
+    with pytest.raises(ExchangeError):
+        _walks(model(2, 2, 6, mutation, slices=True))
+
+
 RIGHT = (Mutation.NONE, Mutation.NO_END)
+OF_SLICES = (Mutation.NO_SYNC, Mutation.SEND_BEFORE_TAKE)
+WRONG = [m for m in Mutation if m not in (*RIGHT, *OF_SLICES)]
 
 
-@pytest.mark.parametrize("mutation", [m for m in Mutation if m not in RIGHT], ids=lambda m: m.name.lower())
+@pytest.mark.parametrize("mutation", WRONG, ids=lambda m: m.name.lower())
 def test_what_is_wrong_is_found(mutation: Mutation) -> None:
     """By all interleavings of two blocks of one warp, and by random ones of two of two."""
     with pytest.raises(ExchangeError):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.cases import Case
+from helpers.cuda_host import HostKernel, kernel_names
 from helpers.cuda_on_host import COMPILER, HostDevice
 from helpers.cupy_process import run
 
@@ -208,7 +209,7 @@ def test_other_bits_in_a_repeat_are_caught(gate: Any) -> None:
         if len(calls) == 5:
             h_n[0, 0] = np.nextafter(h_n[0, 0], 2)
 
-    with pytest.raises(AssertionError, match="other bits in h_n, repeat 3 of"):
+    with pytest.raises(AssertionError, match=r"other bits in h_n, repeat 3$"):
         gate.checks.repeat(subject(gate, now_and_then), Case(), 10, lambda: None)
 
 
@@ -218,6 +219,27 @@ def test_what_a_kernel_cannot_do_is_no_failure(gate: Any) -> None:
 
     one = gate.subjects.Subject("narrow", np, refuse, refuse)
     assert gate.checks.judge(one, Case()) == {"refused": "too wide"}
+
+
+@needs_compiler
+def test_the_kernels_alone_pass_on_the_host_in_every_storage_type(gate: Any, host: Any) -> None:
+    """Those of the native module, the same source compiled for the host; a wrong one is noticed."""
+    names = [name for name in kernel_names(host) if "_16" not in name]
+
+    def make(name: str, cluster: int) -> HostKernel:
+        return HostKernel(host, name, cluster)
+
+    found = {one.name: one for one in gate.subjects.recurrences(names, make) if one.kernel.cluster in (1, 4)}
+    assert {"recurrence:mma_cluster_8_tf32x3/4 float32", "recurrence:step/1 bfloat16"} <= found.keys()
+    assert "recurrence:mma_block_8_half/1 bfloat16" not in found
+    case = Case(T=4, B=3, H=33, lengths="ragged", keep_mask=True, seed=3)
+    for one in found.values():
+        assert gate.checks.judge_recurrence(one, case) == {}
+    tf32 = found["recurrence:mma_block_8_tf32/1 float32"]
+    with pytest.raises(AssertionError, match="output"):
+        gate.checks.judge_recurrence(tf32._replace(kernel_name="mma_block_8_tf32x3"), case)
+    races = dict(gate.checks.recurrence_races(lambda: iter([tf32]), repeats=2))
+    assert races["recurrence:mma_block_8_tf32/1 float32 64 5 64"]() == {"repeats": 2}
 
 
 @needs_compiler

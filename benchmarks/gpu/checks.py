@@ -12,6 +12,7 @@ from typing import Any
 
 from helpers import checks
 from helpers.cases import DTYPES, Case, random_cases
+from helpers.recurrence import Run, recurrence
 
 SHAPES = [  # T, B, I, H: what misses every tile, and the widths where another kernel begins
     *((5, 3, 7, H) for H in (1, 7, 8, 9, 31, 32, 33, 63, 65, 127, 129, 255, 256, 257, 384, 511, 513, 1023, 1025)),
@@ -96,12 +97,54 @@ def correctness(
             yield f"{subject.name} {case.dtype} {case.id} {case.seed}", run
 
 
+def judge_recurrence(one: Any, case: Case) -> dict[str, Any]:
+    """A kernel alone, in its storage type (subjects.Recurrence)."""
+    try:
+        Run(one.kernel, one.kernel_name, one.storage, recurrence(case)).check(case.id)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {}
+
+
+def recurrence_correctness(
+    kernels: Callable[[], Iterator[Any]], quick: bool = False
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Every kernel on every case of float32 whose judgement on the host takes no more than seconds."""
+    for case in cases(quick):
+        if case.dtype == "float32" and case.T * case.B * case.H * case.H < 2e8:
+            for one in kernels():
+
+                def run(one: Any = one, case: Case = case) -> dict[str, Any]:
+                    return judge_recurrence(one, case)
+
+                yield f"{one.name} {case.id} {case.seed}", run
+
+
+RACES = [(64, B, 8, H) for H in (64, 200, 256, 512, 1000) for B in (1, 5, 33)]
+
+
+def recurrence_races(
+    kernels: Callable[[], Iterator[Any]], repeats: int = 200, disturb: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """As races(), for the kernels alone."""
+    for T, B, _, H in RACES:
+        p = recurrence(Case(T, B, H, H, lengths="ragged", keep_mask=True, reset=True, seed=1))
+        for one in kernels():
+
+            def run(one: Any = one, p: Any = p) -> dict[str, Any]:
+                def results() -> tuple[Any, ...]:
+                    return Run(one.kernel, one.kernel_name, one.storage, p).bits()
+
+                return same_bits(one.name, results, ("output", "h_n", "d_z", "d_h_0"), repeats, disturb)
+
+            yield f"{one.name} {T} {B} {H}", run
+
+
 def races(
     subjects: Callable[[Case], Iterator[Any]], repeats: int = 200, disturb: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """The same call again and again, other work of the device beside it: the same bits every time."""
-    shapes = [(64, B, 8, H) for H in (64, 200, 256, 512, 1000) for B in (1, 5, 33)]
-    for T, B, I, H in shapes:
+    for T, B, I, H in RACES:
         for dtype in DTYPES:
             case = Case(T, B, I, H, dtype=dtype, lengths="ragged", keep_mask=True, reset=True, seed=1)
             for subject in subjects(case):
@@ -115,18 +158,33 @@ def races(
 def repeat(subject: Any, case: Case, repeats: int, disturb: Callable[[], None]) -> dict[str, Any]:
     """AssertionError where one of the repeats gives another bit."""
     p = case.build()
-    try:
+    tape: list[Any] = []  # of the first call: what every backward reads
+
+    def results() -> tuple[Any, ...]:
         output, h_n = subject.forward(p)
-        first = [a.tobytes() for a in (output, h_n, *subject.backward(p, output))]
+        tape.append(output)
+        return (output, h_n, *subject.backward(p, tape[0]))
+
+    names = ("output", "h_n", "d_x", "d_h_0", "d_w_ih", "d_w_hh", "d_b")
+    return same_bits(f"{subject.name}, {case.id}", results, names, repeats, disturb)
+
+
+def same_bits(
+    what: str,
+    results: Callable[[], tuple[Any, ...]],
+    names: tuple[str, ...],
+    repeats: int,
+    disturb: Callable[[], None],
+) -> dict[str, Any]:
+    """results() again and again."""
+    try:
+        first = [a.tobytes() for a in results()]
     except ValueError as error:
         return {"refused": str(error)}
     for i in range(repeats):
         disturb()
-        again = [a.tobytes() for a in (*subject.forward(p), *subject.backward(p, output))]
-        different = [n for n, a, b in zip(("output", "h_n", *NAMES), first, again, strict=True) if a != b]
+        again = [a.tobytes() for a in results()]
+        different = [n for n, a, b in zip(names, first, again, strict=True) if a != b]
         if different:
-            raise AssertionError(f"{subject.name}: other bits in {', '.join(different)}, repeat {i} of {case.id}")
+            raise AssertionError(f"{what}: other bits in {', '.join(different)}, repeat {i}")
     return {"repeats": repeats}
-
-
-NAMES = ("d_x", "d_h_0", "d_w_ih", "d_w_hh", "d_b")

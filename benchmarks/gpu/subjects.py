@@ -1,4 +1,4 @@
-"""What the gate judges: every way of every GPU backend, on guarded arrays.
+"""What the gate judges: every way of every GPU backend, on guarded arrays; the kernels alone, in every storage type.
 
 Inputs lie between NaNs and must not change, results between canaries, in memory full of NaN: a read or a write beyond
 an array, an element that nobody wrote, and an input that somebody wrote are seen. The same code runs with NumPy in
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from helpers.cases import NEEDS, Problem
 from helpers.kernels import Gradients
+from helpers.recurrence import STORAGE, RecurrenceKernel
 
 from fastrnn._backends import cupy_plan, cupy_steps
+from fastrnn._backends.cuda_call import Call
 from fastrnn._backends.options import RnnOptions
 
 GUARD = 64  # elements on either side of an array
@@ -123,13 +125,50 @@ def cupy_subjects(device: Any, H: int, B: int, itemsize: int) -> Iterator[Subjec
         yield cupy_subject(device, choice)
 
 
+def _with_clusters(kernels: Any) -> Iterator[tuple[str, int]]:
+    for name in kernels:
+        yield from ((name, cluster) for cluster in ((2, 4, 8, 16) if "cluster" in name else (1,)))
+
+
 def native_subjects(module: Any, xp: Any) -> Iterator[Subject]:
-    """Every kernel of the `cuda` backend, over clusters of each size."""
-    for name in module.native.kernels:
-        for cluster in (2, 4, 8, 16) if name.startswith("cluster") else (1,):
+    """Every kernel of the `cuda` backend that computes in float32 or float64, over clusters of each size."""
+    for name, cluster in _with_clusters(module.native.kernels):
+        if not name.startswith("mma"):  # judged alone, by their own products' errors
 
             def context(name: str = name, cluster: int = cluster) -> AbstractContextManager[None]:
                 forced: AbstractContextManager[None] = module.forced_kernel(name, cluster)
                 return forced
 
             yield Subject(f"cuda:{name}/{cluster}", xp, module.rnn_forward, module.rnn_backward, context)
+
+
+class NativeKernel(RecurrenceKernel):
+    """A kernel of the native module alone, on device 0 and CuPy's current stream."""
+
+    def __init__(self, native: Any, xp: Any, name: str, cluster: int) -> None:
+        self.native, self.xp, self.name, self.cluster = native, xp, name, cluster
+
+    def run(self, call: Call, backward: bool) -> None:
+        count = self.native.workspace_bytes(self.name, call.table)
+        if count:
+            call.arrays.append(self.xp.full(count, 255, self.xp.uint8))
+            call.set(workspace=call.arrays[-1].data.ptr)
+        stream = self.xp.cuda.get_current_stream().ptr
+        self.native.launch(self.name, self.cluster, call.table, backward, 0, stream)
+
+
+class Recurrence(NamedTuple):
+    """A kernel and the storage type that it is judged in."""
+
+    name: str
+    kernel: Any
+    kernel_name: str
+    storage: str
+
+
+def recurrences(kernels: Any, make: Callable[[str, int], Any]) -> Iterator[Recurrence]:
+    """Every kernel in every 16-bit type that it takes, those of tensor cores in float32 too; make(name, cluster)."""
+    for name, cluster in _with_clusters(kernels):
+        mma = name.startswith("mma")
+        for storage in (STORAGE[name.rpartition("_")[2]],) if mma else ("float16", "bfloat16"):
+            yield Recurrence(f"recurrence:{name}/{cluster} {storage}", make(name, cluster), name, storage)

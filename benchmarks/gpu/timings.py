@@ -3,7 +3,9 @@ FlashRNN, with the names of the kernels that ran."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ class Arm(NamedTuple):
     forward: Callable[[int], Any]
     training: Callable[[int], Any] | None
     context: Callable[[], Any]
+    error: Callable[[], float]  # of output, the largest against float64
 
 
 def time_of(torch: Any, run: Callable[[int], Any], rounds: int = 30, seconds: float = 4.0) -> dict[str, float]:
@@ -52,14 +55,22 @@ def kernel_names(torch: Any, run: Callable[[int], Any]) -> list[str]:
 
 @contextmanager
 def precision(torch: Any, name: str) -> Iterator[None]:
-    """cuDNN's arithmetic in float32; other names change nothing."""
-    rnn = torch.backends.cudnn.rnn
-    before = rnn.fp32_precision
-    rnn.fp32_precision = "ieee" if name == "ieee" else "tf32"
+    """The arithmetic of float32 in cuDNN's RNN, in matrix products, and in our recurrence."""
+    allowed = "tf32" if name == "tf32" else "ieee"
+    backends = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+    before, ours = [backend.fp32_precision for backend in backends], os.environ.get("FASTRNN_TF32")
+    os.environ["FASTRNN_TF32"] = str(int(name == "tf32"))
+    for backend in backends:
+        backend.fp32_precision = allowed
     try:
         yield
     finally:
-        rnn.fp32_precision = before
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+        if ours is None:
+            del os.environ["FASTRNN_TF32"]
+        else:
+            os.environ["FASTRNN_TF32"] = ours
 
 
 def arms(torch: Any, shape: tuple[int, int, int], name: str) -> Iterator[Arm]:
@@ -82,15 +93,19 @@ def arms(torch: Any, shape: tuple[int, int, int], name: str) -> Iterator[Arm]:
             inputs[k].grad = None
             layer.zero_grad(set_to_none=True)
 
-        return Arm(label, forward, training, lambda: precision(torch, name))
+        def error() -> float:
+            return float((forward(0)[0].double() - truth).abs().max())
+
+        return Arm(label, forward, training, lambda: precision(torch, name), error)
 
     torch.manual_seed(0)
     stock = torch.nn.RNN(H, H, **make)
+    with torch.no_grad():
+        truth = copy.deepcopy(stock).double()(inputs[0].double())[0]
     yield of_layer("torch.nn.RNN", stock, stock)
-    if name != "tf32":  # ours has no tf32 of its own
-        layer = ours.RNN(H, H, **make)
-        layer.load_state_dict(stock.state_dict())
-        yield of_layer("fastrnn.torch.RNN", layer, layer)
+    layer = ours.RNN(H, H, **make)
+    layer.load_state_dict(stock.state_dict())
+    yield of_layer("fastrnn.torch.RNN", layer, layer)
     w_ih, w_hh, b_ih, b_hh = stock._flat_weights
 
     def loop(x: Any) -> Any:
@@ -130,6 +145,7 @@ def measure(torch: Any, shape: tuple[int, int, int], name: str) -> dict[str, Any
                 entry: dict[str, Any] = {
                     "forward": time_of(torch, arm.forward),
                     "kernels": kernel_names(torch, arm.forward),
+                    "error": arm.error(),
                 }
                 if arm.training is not None:
                     entry["training"] = time_of(torch, arm.training)

@@ -96,11 +96,12 @@ PYBIND11_MODULE(_fastrnn_cuda, m, py::mod_gil_not_used()) {
 
   m.def(
       "choose",
-      [](const py::array& call, bool backward, int device) {
-        const Rule& rule = choose_on(device, call_of(call), backward);
+      [](const py::array& call, bool backward, int device, bool tf32) {
+        const Rule& rule = choose_on(device, call_of(call), backward, tf32);
         return py::make_tuple(rule.kernel, rule.cluster);
       },
-      py::arg("call"), py::arg("backward"), py::arg("device"), "The kernel and the blocks of a cluster, by the rules.");
+      py::arg("call"), py::arg("backward"), py::arg("device"), py::arg("tf32"),
+      "The kernel and the blocks of a cluster, by the rules.");
 
   m.def(
       "clusters_at_once",

@@ -1,26 +1,12 @@
-// The kernels of a cluster of blocks: sm_90 on (call.cuh says how to launch them). Older targets get empty ones, which
-// are never launched there: the dispatch asks the device first.
+// The kernels of a cluster of blocks: sm_90 on (call.cuh says how to launch them).
 #include "cluster.cuh"
-
-namespace fastrnn::gpu {
-
-template <template <class, class> class Machine, class Cell, class Tile>
-__device__ __forceinline__ void run_cluster(const Call& call) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(16) char shared[];
-  Machine<Cell, Tile> machine(call, shared);
-  Persistent<Cell, Tile>::run(machine, call);
-#endif
-}
-
-}  // namespace fastrnn::gpu
 
 using namespace fastrnn::gpu;
 
 #define FASTRNN_KERNEL(direction, Cell, name, Machine, K, B, chunks)                         \
   extern "C" __global__ __launch_bounds__(                                                   \
       256, 1) void rnn_##direction##_##name##_##K##_##B(const __grid_constant__ Call call) { \
-    run_cluster<Machine, Cell<float>, Tile<K, B, chunks>>(call);                             \
+    run_cluster<Machine, Persistent<Cell<float>, Tile<K, B, chunks>>>(call);                 \
   }
 #define FASTRNN_CLUSTER(K, B, chunks)                                    \
   FASTRNN_KERNEL(forward, Forward, cluster, DeviceCluster, K, B, chunks) \

@@ -1,11 +1,11 @@
-// The machines of persistent.cuh for a cluster of blocks (sm_90 on): v is exchanged through distributed shared memory.
+// The machines of persistent.cuh and mma.cuh for a cluster of blocks (sm_90 on): v is exchanged through distributed
+// shared memory.
 //
 //   DeviceClusterBarrier   plain remote stores, one cluster barrier a step
 //   DeviceCluster          st.async: each value counts its bytes at the receiver's mbarrier; nobody waits for anybody
-//   but
-//                          for the values themselves. Two barriers, one a buffer; thread 0 arms a barrier for step i +
-//                          2 right after it has seen step i complete, before it sends v_{i+1}: no byte of step i + 2
-//                          can come before that, since its sender needs all of v_{i+1} (persistent.cuh).
+//                          but for the values themselves. Two barriers, one a buffer; thread 0 arms a barrier for step
+//                          i + 2 right after it has seen step i complete, before it sends v_{i+1}: no byte of step
+//                          i + 2 can come before that, since its sender needs all of v_{i+1} (persistent.cuh).
 #pragma once
 
 #include "device.cuh"
@@ -29,8 +29,8 @@ __device__ __forceinline__ void cluster_barrier() {
           : "memory");
 }
 
-template <class Cell, class Tile>
-struct DeviceClusterBase : DeviceWarp<Registers<Cell, Tile>, float> {
+template <class State>
+struct DeviceClusterBase : DeviceWarp<State, float> {
   const Call& call;
   char* shared;
 
@@ -52,28 +52,29 @@ struct DeviceClusterBase : DeviceWarp<Registers<Cell, Tile>, float> {
   __device__ __forceinline__ void each(F f) {
     f(this->registers, place());
   }
+  __device__ __forceinline__ void sync() { __syncthreads(); }
 };
 
-template <class Cell, class Tile>
-struct DeviceClusterBarrier : DeviceClusterBase<Cell, Tile> {
-  using DeviceClusterBase<Cell, Tile>::DeviceClusterBase;
+template <class State>
+struct DeviceClusterBarrier : DeviceClusterBase<State> {
+  using DeviceClusterBase<State>::DeviceClusterBase;
 
   template <class F>
   __device__ __forceinline__ void warps(F f) {
     f(*this);
   }
   __device__ __forceinline__ void begin(unsigned) { cluster_barrier(); }
-  __device__ __forceinline__ void send(const Place& at, int peer, int to, float value, int64) {
+  __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[1], int64) {
     const unsigned remote = address_in(shared_address(at.v() + to), peer);
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+    asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(remote), "r"(words[0]) : "memory");
   }
   __device__ __forceinline__ void wait(int64, unsigned) { cluster_barrier(); }
   __device__ __forceinline__ void end() { cluster_barrier(); }
 };
 
-template <class Cell, class Tile>
-struct DeviceCluster : DeviceClusterBase<Cell, Tile> {
-  using DeviceClusterBase<Cell, Tile>::DeviceClusterBase;
+template <class State>
+struct DeviceCluster : DeviceClusterBase<State> {
+  using DeviceClusterBase<State>::DeviceClusterBase;
 
   template <class F>
   __device__ __forceinline__ void warps(F f) {
@@ -97,10 +98,16 @@ struct DeviceCluster : DeviceClusterBase<Cell, Tile> {
     }
     cluster_barrier();
   }
-  __device__ __forceinline__ void send(const Place& at, int peer, int to, float value, int64 i) {
+  __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[1], int64 i) {
     const unsigned remote = address_in(shared_address(at.v() + to), peer);
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(remote),
-                 "r"(__float_as_uint(value)), "r"(address_in(barrier(i), peer))
+                 "r"(words[0]), "r"(address_in(barrier(i), peer))
+                 : "memory");
+  }
+  __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[2], int64 i) {
+    const unsigned remote = address_in(shared_address(at.v() + to), peer);
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(remote),
+                 "r"(words[0]), "r"(words[1]), "r"(address_in(barrier(i), peer))
                  : "memory");
   }
   __device__ __forceinline__ void wait(int64 i, unsigned bytes) {
@@ -121,5 +128,15 @@ struct DeviceCluster : DeviceClusterBase<Cell, Tile> {
   }
   __device__ __forceinline__ void end() { cluster_barrier(); }
 };
+
+// Older targets get empty kernels, which are never launched there: the dispatch asks the device first.
+template <template <class> class Machine, class Program>
+__device__ __forceinline__ void run_cluster(const Call& call) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char shared[];
+  Machine<typename Program::State> machine(call, shared);
+  Program::run(machine, call);
+#endif
+}
 
 }  // namespace fastrnn::gpu

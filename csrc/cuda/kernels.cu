@@ -10,13 +10,6 @@ __device__ __forceinline__ void run_step(const Call& call, int64 i) {
   Step<Cell>::run(machine, call, i);
 }
 
-template <class Cell, class Tile>
-__device__ __forceinline__ void run_block(const Call& call) {
-  extern __shared__ __align__(16) char shared[];
-  DeviceBlock<Cell, Tile> machine(call, shared);
-  Persistent<Cell, Tile>::run(machine, call);
-}
-
 }  // namespace fastrnn::gpu
 
 using namespace fastrnn::gpu;
@@ -30,7 +23,7 @@ using namespace fastrnn::gpu;
 #define FASTRNN_BLOCK(direction, Cell, K, B, chunks)                                      \
   extern "C" __global__ __launch_bounds__(                                                \
       256, 1) void rnn_##direction##_block_##K##_##B(const __grid_constant__ Call call) { \
-    run_block<Cell<float>, Tile<K, B, chunks>>(call);                                     \
+    run_block<Persistent<Cell<float>, Tile<K, B, chunks>>>(call);                         \
   }
 #define FASTRNN_BLOCKS(K, B, chunks)            \
   FASTRNN_BLOCK(forward, Forward, K, B, chunks) \

@@ -22,6 +22,12 @@ FASTRNN_CLUSTER_BARRIER_TILES(FASTRNN_CLUSTER_BARRIER)
 #undef FASTRNN_BLOCK
 #undef FASTRNN_CLUSTER
 #undef FASTRNN_CLUSTER_BARRIER
+#define FASTRNN_MMA_BLOCK(S, N, chunks, precision) FASTRNN_DECLARE(mma_block, N, precision)
+#define FASTRNN_MMA_CLUSTER(S, N, chunks, precision) FASTRNN_DECLARE(mma_cluster, N, precision)
+FASTRNN_MMA_BLOCK_TILES(FASTRNN_MMA_BLOCK)
+FASTRNN_MMA_CLUSTER_TILES(FASTRNN_MMA_CLUSTER)
+#undef FASTRNN_MMA_BLOCK
+#undef FASTRNN_MMA_CLUSTER
 }
 
 namespace fastrnn::gpu {
@@ -46,7 +52,10 @@ const void* entry_of(const Kernel& kernel, bool backward) {
 #define FASTRNN_CLUSTER(K, B, chunks) FASTRNN_ENTRY(cluster, K, B)
 #define FASTRNN_CLUSTER_BARRIER(K, B, chunks) FASTRNN_ENTRY(cluster_barrier, K, B)
       FASTRNN_BLOCK_TILES(FASTRNN_BLOCK) FASTRNN_CLUSTER_TILES(FASTRNN_CLUSTER)
-          FASTRNN_CLUSTER_BARRIER_TILES(FASTRNN_CLUSTER_BARRIER)};
+          FASTRNN_CLUSTER_BARRIER_TILES(FASTRNN_CLUSTER_BARRIER)
+#define FASTRNN_MMA_BLOCK(S, N, chunks, precision) FASTRNN_ENTRY(mma_block, N, precision)
+#define FASTRNN_MMA_CLUSTER(S, N, chunks, precision) FASTRNN_ENTRY(mma_cluster, N, precision)
+              FASTRNN_MMA_BLOCK_TILES(FASTRNN_MMA_BLOCK) FASTRNN_MMA_CLUSTER_TILES(FASTRNN_MMA_CLUSTER)};
   for (const Entry& entry : entries) {
     if (std::strcmp(entry.name, kernel.name) == 0) return backward ? entry.backward : entry.forward;
   }
@@ -129,6 +138,7 @@ DeviceFacts facts_of(int device) {
   facts.minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
   facts.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
   facts.limits.shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  facts.limits.tensor_cores = facts.major >= 8;
   facts.limits.clusters = facts.major >= 9 && attribute(cudaDevAttrClusterLaunch, device) != 0;
   return facts;
 }
@@ -146,9 +156,9 @@ int clusters_at_once(const Kernel& kernel, bool backward, const Call&, const Pla
   return 0;
 }
 
-const Rule& choose_on(int device, const Call& call, bool backward) {
+const Rule& choose_on(int device, const Call& call, bool backward, bool tf32) {
   const CurrentDevice current(device);
-  return choose(call, facts_of(device).limits, [&](const Kernel& kernel, const Call& planned, const Plan& plan) {
+  return choose(call, facts_of(device).limits, tf32, [&](const Kernel& kernel, const Call& planned, const Plan& plan) {
     return clusters_at_once(kernel, backward, planned, plan);
   });
 }

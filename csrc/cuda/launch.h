@@ -25,7 +25,7 @@ DeviceFacts facts_of(int device);
 // How many clusters of this plan the device can run at once; 0 where it cannot run one.
 int clusters_at_once(const Kernel& kernel, bool backward, const Call& planned, const Plan& plan);
 
-const Rule& choose_on(int device, const Call& call, bool backward);
+const Rule& choose_on(int device, const Call& call, bool backward, bool tf32);
 
 // Enqueues the whole call. kernel and cluster as choose_on says, or forced. Returns before the GPU has done anything.
 void launch(const Kernel& kernel, int cluster, bool backward, const Call& call, int device, void* stream);

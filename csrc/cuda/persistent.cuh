@@ -4,7 +4,7 @@
 // where each phase loops over the warps of all blocks of a cluster.
 //
 //   m.warps(f)        f(w) by every warp; w.each(g): g(registers, place) by every lane; w.exchange: tile.cuh
-//   w.send(place, peer, index, value, i)   value into element index of the peer block's v, for step i
+//   w.send(place, peer, index, words, i)   one or two words into the peer block's v from word index on, for step i
 //   m.begin(bytes)    all blocks are there, what they have written is seen; barriers are armed for steps 0 and 1
 //   m.wait(i, bytes)  all of v_i has arrived; the barrier is armed for step i + 2
 //   m.end()           no block leaves while another could still reach its memory
@@ -28,6 +28,10 @@ struct Place {
   FASTRNN_HD int thread() const { return warp * 32 + lane; }
   FASTRNN_HD float* v() const { return reinterpret_cast<float*>(shared + 16); }
 };
+
+FASTRNN_HD float weight(const Call& call, int64 j, int64 k) {
+  return j < call.H && k < call.H ? Stored<float>::load(call.w, j * call.w_row + k * call.w_unit, call.dtype) : 0.0f;
+}
 
 template <class Cell, class Tile>
 struct Registers {
@@ -54,10 +58,6 @@ struct Persistent {
         more[Layout<Tile>::weights(c, u, at.thread(), at.threads)] = w;
       }
     }
-  }
-
-  static FASTRNN_HD float weight(const Call& call, int64 j, int64 k) {
-    return j < call.H && k < call.H ? Stored<float>::load(call.w, j * call.w_row + k * call.w_unit, call.dtype) : 0.0f;
   }
 
   static FASTRNN_HD void add_chunk(State& r, const float (&w)[group_units][4], const Four (&v)[Tile::batch]) {
@@ -107,9 +107,10 @@ struct Persistent {
   static FASTRNN_HD void send(const Call& call, Warp& w, const Place& at, int pair, float value, int64 i) {
     const int64 unit = at.rank * call.units + Tile::unit_of(at.warp, at.lane);
     const int to = Layout<Tile>::v(call, buffer_of(i), Tile::batch_of(at.lane, pair), static_cast<int>(unit));
+    const unsigned words[1] = {bits(value)};
     const int cluster = static_cast<int>(call.cluster);
     FASTRNN_NO_UNROLL for (int peer = Tile::replica_of(at.lane); peer < cluster; peer += Tile::replicas) {
-      w.send(at, peer, to, value, i);
+      w.send(at, peer, to, words, i);
     }
   }
 
@@ -135,15 +136,13 @@ struct Persistent {
           const float v = r.pair[q].start(call, writes);
           if (call.T > 0) send(call, w, at, q, v, 0);
         }
+        load_cells(call, r, 0);
       });
     });
     FASTRNN_NO_UNROLL for (int64 i = 0; i < call.T; ++i) {
       m.wait(i, bytes);
       m.warps([&](auto& w) {
-        w.each([&](State& r, const Place& at) {
-          FASTRNN_UNROLL for (int q = 0; q < Tile::pairs; ++q) r.pair[q].load(call, i);
-          multiply(call, r, at, i);
-        });
+        w.each([&](State& r, const Place& at) { multiply(call, r, at, i); });
         reduce<Tile>(w);
         w.each([&](State& r, const Place& at) {
           const bool writes = Tile::replica_of(at.lane) == 0;
@@ -151,6 +150,7 @@ struct Persistent {
             const float v = r.pair[q].finish(call, i, r.sum[q], writes);
             if (i + 1 < call.T) send(call, w, at, q, v, i + 1);
           }
+          load_cells(call, r, i + 1);  // before the wait: memory answers while v is on its way
         });
       });
     }
@@ -161,6 +161,11 @@ struct Persistent {
       });
     });
     m.end();
+  }
+
+  static FASTRNN_HD void load_cells(const Call& call, State& r, int64 i) {
+    if (i >= call.T) return;
+    FASTRNN_UNROLL for (int q = 0; q < Tile::pairs; ++q) r.pair[q].load(call, i);
   }
 };
 

@@ -5,12 +5,16 @@ Everything is enqueued on the caller's current stream and nothing waits for it: 
 call can be captured in a CUDA graph (not with lengths or packed rows, which are copied to the device).
 
 Numerics: float32 and float64 as given; float16 and bfloat16 (torch) are summed in float32, the state is rounded once a
-step. tanh to 2 ULP. No float atomics: the recurrence gives the same bits in every run, the products where their
-library does.
+step. Tensor cores multiply float16 and bfloat16, and float32 from 32 rows on, there as the sum of three products of
+tf32 ("tf32x3": each to 2^-21 of itself; an infinite weight or state gives NaN in its row). FASTRNN_TF32=1 in the
+environment allows one product of tf32 (2^-10) in the recurrence of float32; the products outside it are the library's,
+by its own settings. tanh to 2 ULP. No float atomics: the recurrence gives the same bits in every run, the products
+where their library does.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -61,7 +65,7 @@ def chosen_kernel(call: Call, backward: bool, device: int) -> tuple[str, int]:
     forced = _forced.get()
     if forced is not None:
         return forced
-    name, cluster = native.choose(call.table, backward, device)
+    name, cluster = native.choose(call.table, backward, device, os.environ.get("FASTRNN_TF32") == "1")
     return str(name), int(cluster)
 
 

@@ -3,6 +3,8 @@ the kernel's own previous state, so errors never accumulate over time and the bo
 
 A sum of n terms in any order errs by at most n u sum|terms| (u = eps / 2); its roundings behave like a martingale, so
 6 sqrt(n) u holds but with probability 2 n exp(-18) (Connolly, Higham, Mary 2021). The smaller of the two is used.
+
+product_error: of the products with w_hh, relative, where they are not exact but for the sum's roundings (tensor cores).
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def _weights(p: Problem, wide: Any) -> tuple[Array, Array, Array, Array]:
     return p.w_ih.astype(wide), p.w_hh.astype(wide), b, abs_b
 
 
-def judge_activation(p: Problem, output: Array, tanh_ulps: float) -> tuple[Judged, Array]:
+def judge_activation(p: Problem, output: Array, tanh_ulps: float, product_error: float = 0.0) -> tuple[Judged, Array]:
     """act(z) of every step, from the kernel's own states, and where relu's slope may be 0 or 1; p is padded."""
     dtype, wide = output.dtype, wider(output.dtype)
     entering = oracle.entering_states(p, output).astype(wide)
@@ -64,6 +66,7 @@ def judge_activation(p: Problem, output: Array, tanh_ulps: float) -> tuple[Judge
     size = np.abs(x) @ np.abs(w_ih).T + np.abs(masked) @ np.abs(w_hh).T + abs_b
     terms = w_ih.shape[1] + w_hh.shape[1] + 3
     z_error = sum_factor(terms, dtype) * size + terms * smallest(dtype)
+    z_error = z_error + product_error * (np.abs(masked) @ np.abs(w_hh).T)
     if p.nonlinearity == "tanh":
         reference = np.tanh(z)
         slope = 1 - np.square(np.tanh(np.maximum(np.abs(z) - z_error, 0)))
@@ -74,13 +77,13 @@ def judge_activation(p: Problem, output: Array, tanh_ulps: float) -> tuple[Judge
     return Judged(reference, bound), np.abs(z) <= z_error
 
 
-def judge_forward(p: Problem, output: Array, tanh_ulps: float = 2.0) -> Judged:
+def judge_forward(p: Problem, output: Array, tanh_ulps: float = 2.0, product_error: float = 0.0) -> Judged:
     """One step of the exact recurrence from the kernel's own states; p is padded."""
     dtype, wide = output.dtype, wider(output.dtype)
     u = rounding(dtype)
     entering = oracle.entering_states(p, output).astype(wide)
     valid = oracle.valid_rows(p)[..., None]
-    activation, _ = judge_activation(p, output, tanh_ulps)
+    activation, _ = judge_activation(p, output, tanh_ulps, product_error)
     reference, bound = activation.reference, activation.bound
     if p.alpha is not None:  # 1 - alpha, two products and a sum are rounded
         alpha = p.alpha.astype(wide)
@@ -106,7 +109,12 @@ def last_states(p: Problem, output: Array) -> Array:
 
 
 def judge_backward(
-    p: Problem, output: Array, d_z: Array, tape_error: float = 1.0, tanh_ulps: float = 2.0
+    p: Problem,
+    output: Array,
+    d_z: Array,
+    tape_error: float = 1.0,
+    tanh_ulps: float = 2.0,
+    product_error: float = 0.0,
 ) -> dict[str, Judged]:
     """What each gradient must be, given the kernel's own d_z (T, B, H), the gradient at the activation's argument.
 
@@ -156,7 +164,7 @@ def judge_backward(
         d_alpha_errors[t] = np.where(on & ~kept, d_alpha_error + u * np.abs(d_alphas[t]), 0)
         dz_bound[t] = np.where(on & ~kept, bound, 0)
         flow = (dz[t] @ w_hh) * mask
-        flow_error = (np.abs(dz[t]) @ np.abs(w_hh)) * mask * (sum_factor(H, dtype) + 2 * u)
+        flow_error = (np.abs(dz[t]) @ np.abs(w_hh)) * mask * (sum_factor(H, dtype) + 2 * u + product_error)
         flow_error = flow_error + (spread * dz_bound[t] @ np.abs(w_hh)) * mask
         leak = np.where(kept, 1, 1 - alpha)
         leak_error = 0.0 if p.alpha is None else 2 * u * np.abs(np.where(kept, 0, leak * D_t))
@@ -190,6 +198,15 @@ def judge_backward(
     d_x_bound = d_x_bound + spread * dz_bound @ np.abs(w_ih)
     judged["d_x"] = Judged(np.where(valid[..., None], d_x, 0), d_x_bound)
     return judged
+
+
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def stored(judged: Judged, storage: str) -> Judged:
+    """The same, rounded once to 16 bits; 2^-25: half of float16's smallest subnormal number."""
+    room = UNIT_ROUNDOFF[storage] * (np.abs(judged.reference) + judged.bound) + 2.0**-25
+    return Judged(judged.reference, judged.bound + np.where(judged.bound > 0, room, 0))  # 0: copied, not computed
 
 
 def as_padded(array: Array | None, p: Problem, fill: Any = 0) -> Array | None:

@@ -10,7 +10,7 @@ Array = np.ndarray[Any, Any]
 
 
 def bits(a: Array) -> Array:
-    return np.ascontiguousarray(a).view({4: np.uint32, 8: np.uint64}[a.dtype.itemsize])
+    return np.ascontiguousarray(a).view({2: np.uint16, 4: np.uint32, 8: np.uint64}[a.dtype.itemsize])
 
 
 def assert_same_bits(got: Array | None, want: Array | None, what: str) -> None:

@@ -8,13 +8,12 @@
 namespace fastrnn::gpu {
 namespace {
 
-template <class Cell, int K, int B, int chunks>
-void run_clusters(const Call& call, const Plan& plan, unsigned seed) {
-  using Tile = gpu::Tile<K, B, chunks>;
-  if (Layout<Tile>::bytes(call, plan.threads) != plan.shared) throw std::logic_error("two sizes of shared memory");
+template <class Program>
+void run_clusters(const Call& call, const Plan& plan, int64 shared, unsigned seed) {
+  if (shared != plan.shared) throw std::logic_error("two sizes of shared memory");
   for (int64 group = 0; group < plan.blocks / plan.cluster; ++group) {
-    HostCluster<Cell, Tile> cluster(call, group, plan.threads, plan.shared, seed);
-    Persistent<Cell, Tile>::run(cluster, call);
+    HostCluster<Program> cluster(call, group, plan.threads, plan.shared, seed);
+    Program::run(cluster, call);
   }
 }
 
@@ -33,9 +32,19 @@ void run(const Kernel& kernel, const Call& call, const Plan& plan, unsigned seed
     return run_steps<Cell<float>>(call, plan, seed);
   }
   using C = Cell<float>;
-#define FASTRNN_RUN(K, B, chunks)                                                   \
-  if (kernel.k_lanes == K && kernel.batch == B && kernel.register_chunks == chunks) \
-    return run_clusters<C, K, B, chunks>(call, plan, seed);
+#define FASTRNN_RUN_MMA(S, N, chunks, p)                                                                         \
+  if (uses_tensor_cores(kernel) && kernel.lanes == S && kernel.batch == N && kernel.register_chunks == chunks && \
+      kernel.precision == Precision::p) {                                                                        \
+    using Tile = MmaTile<S, N, chunks, Precision::p>;                                                            \
+    return run_clusters<PersistentMma<C, Tile>>(call, plan, Tile::bytes(call, plan.threads), seed);              \
+  }
+  FASTRNN_MMA_BLOCK_TILES(FASTRNN_RUN_MMA)
+  FASTRNN_MMA_CLUSTER_TILES(FASTRNN_RUN_MMA)
+#define FASTRNN_RUN(K, B, chunks)                                                                        \
+  if (kernel.lanes == K && kernel.batch == B && kernel.register_chunks == chunks) {                      \
+    using Tile = gpu::Tile<K, B, chunks>;                                                                \
+    return run_clusters<Persistent<C, Tile>>(call, plan, Layout<Tile>::bytes(call, plan.threads), seed); \
+  }
   FASTRNN_BLOCK_TILES(FASTRNN_RUN)
   FASTRNN_CLUSTER_TILES(FASTRNN_RUN)
   FASTRNN_CLUSTER_BARRIER_TILES(FASTRNN_RUN)
@@ -64,8 +73,8 @@ const char* make_plan(const char* name, Call* call, int cluster, long long max_s
 }
 
 // The kernel that the rules take on a device that runs clusters of up to `most` blocks
-const char* choose_kernel(const Call* call, long long shared, int most, int* cluster) {
-  const Rule& rule = choose(*call, {shared, most > 0},
+const char* choose_kernel(const Call* call, long long shared, int most, int tf32, int* cluster) {
+  const Rule& rule = choose(*call, {shared, most > 0, true}, tf32 != 0,
                             [&](const Kernel&, const Call&, const Plan& plan) { return plan.cluster <= most ? 1 : 0; });
   *cluster = rule.cluster;
   return rule.kernel;
@@ -95,6 +104,13 @@ void tanh_float(const float* x, float* y, long long count) {
 }
 void tanh_double(const double* x, double* y, long long count) {
   for (long long i = 0; i < count; ++i) y[i] = tanh_of(x[i]);
+}
+void tf32_of(const float* x, float* big, float* rest, long long count) {
+  for (long long i = 0; i < count; ++i) {
+    const TwoTf32 two = split(bits(x[i]));
+    big[i] = from_bits(two.big);
+    rest[i] = from_bits(two.rest);
+  }
 }
 void round_to(const float* x, unsigned short* y, long long count, long long storage) {
   for (long long i = 0; i < count; ++i) Stored<float>::store(y, i, storage, x[i]);

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn._backends.cuda_call import Call, backward_call, forward_call
+from fastrnn._backends.cuda_call import Call
 
-from .cases import Problem
-from .kernels import Gradients
+from .recurrence import RecurrenceKernel, empty_like_filled
 
 Array = np.ndarray[Any, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,23 +72,9 @@ def plan(host: Any, name: str, call: Call, cluster: int, max_shared: int = 227 *
     return list(out), why.decode()
 
 
-def _options(p: Problem) -> dict[str, Any]:
-    options = p.options()
-    options["relu"] = options.pop("nonlinearity") == "relu"
-    assert options.pop("alpha") is None  # the kernels have no leaky units
-    sizes = options.pop("batch_sizes")
-    if sizes is not None:
-        options.update(T=len(sizes), packed_start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
-    for name in ("reset", "recurrent_mask", "keep_mask"):
-        if options[name] is not None:
-            options[name] = np.ascontiguousarray(options[name])
-    return options
-
-
 @dataclass(frozen=True)
-class HostKernel:
-    """A kernel by name, over clusters of `cluster` blocks. The input product is the test's: w_ih must be the identity,
-    and there is no bias, so that xp is x."""
+class HostKernel(RecurrenceKernel):
+    """A kernel by name, over clusters of `cluster` blocks."""
 
     host: Any
     name: str
@@ -98,34 +83,13 @@ class HostKernel:
     backend: str = "cuda_host"
 
     def run(self, call: Call, backward: bool) -> None:
-        names = [] if self.name != "step" else [np.full(3 * call.get("B") * call.get("H"), np.nan)]
-        if names:
-            call.set(workspace=names[0].ctypes.data)
+        if self.name == "step":
+            call.arrays.append(np.full(3 * call.get("B") * call.get("H"), np.nan))
+            call.set(workspace=call.arrays[-1].ctypes.data)
         error = ctypes.create_string_buffer(400)
         table = call.table.ctypes.data_as(ctypes.c_void_p)
         if self.host.run_kernel(self.name.encode(), table, self.cluster, backward, self.seed, error, 400):
             raise RuntimeError(error.value.decode())
-
-    def forward(self, p: Problem, *, in_place: bool = False, storage: str | None = None) -> tuple[Array, Array]:
-        xp = p.x.copy() if in_place else p.x
-        output = xp if in_place else empty_like_filled(p.x)
-        h_n = empty_like_filled(np.empty((p.B, p.H), p.x.dtype))
-        self.run(forward_call(xp, p.h_0, p.w_hh, output, h_n, storage or str(p.x.dtype), **_options(p)), False)
-        return output, h_n
-
-    def backward_z(self, p: Problem, output: Array, *, storage: str | None = None) -> tuple[Array, Array]:
-        """d_z, d_h_0."""
-        d_z, d_h_0 = empty_like_filled(output), empty_like_filled(np.empty((p.B, p.H), output.dtype))
-        call = backward_call(
-            p.d_output, p.d_h_n, output, p.w_hh.T, d_z, d_h_0, storage or str(output.dtype), **_options(p)
-        )
-        self.run(call, True)
-        return d_z, d_h_0
-
-    def backward(self, p: Problem, output: Array, **_: Any) -> Gradients:
-        """As the other kernels have it, where w_ih is the identity: d_x is d_z."""
-        d_z, d_h_0 = self.backward_z(p, output)
-        return Gradients(d_z, d_h_0, None, None, None)
 
 
 class NumpyLibrary:
@@ -154,13 +118,5 @@ class NumpyLibrary:
         return a.sum(axis=0)
 
 
-def empty_like_filled(a: Array) -> Array:
-    """Contiguous, all bits 1: NaN in every float type."""
-    out = np.empty(a.shape, a.dtype)
-    out.view(np.uint8).reshape(-1)[...] = 255
-    return out
-
-
-def as_recurrence(p: Problem) -> Problem:
-    """The problem whose input product is its x: w_ih the identity, no bias; x (T, B, I) with I = H."""
-    return p.but(w_ih=np.eye(p.H, dtype=p.x.dtype), b_ih=None, b_hh=None)
+def pointer(a: Array) -> Any:
+    return ctypes.c_void_p(a.ctypes.data)

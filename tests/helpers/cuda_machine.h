@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/mma.cuh"
 #include "cuda/persistent.cuh"
 #include "cuda/step.cuh"
 
@@ -53,21 +54,66 @@ struct HostWarp {
     for (int lane = 0; lane < 32; ++lane) send(registers[static_cast<std::size_t>(lane)], lane, out[lane]);
     for (int lane = 0; lane < 32; ++lane) receive(registers[static_cast<std::size_t>(lane)], lane, out[lane ^ mask]);
   }
+
+  // A (16, k) and B (k, 8), gathered from the lanes as PTX ISA lays them out; the sum in double, rounded once
+  template <Precision P, class GetFactors>
+  void mma(GetFactors factors_of, int which) {
+    constexpr int per_word = P == Precision::half || P == Precision::bfloat ? 2 : 1, k = 8 * per_word;
+    float a[16][k], b[k][8];
+    for (int lane = 0; lane < 32; ++lane) {
+      const Factors factors = factors_of(registers[static_cast<std::size_t>(lane)]);
+      const int g = lane / 4, q = lane % 4;
+      for (int x = 0; x < 4; ++x) numbers<P>(factors.a[x], &a[g + x % 2 * 8][(q + x / 2 * 4) * per_word], 1);
+      for (int x = 0; x < 2; ++x) numbers<P>(factors.b[x], &b[(q + x * 4) * per_word][g], 8);
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int x = 0; x < 4; ++x) {
+        const int row = lane / 4 + x / 2 * 8, column = lane % 4 * 2 + x % 2;
+        float& c = registers[static_cast<std::size_t>(lane)].sum[which][x];
+        double sum = c;
+        for (int j = 0; j < k; ++j) sum += static_cast<double>(a[row][j]) * b[j][column];
+        c = static_cast<float>(sum);
+      }
+    }
+  }
+
+  template <Precision P>
+  static void numbers(unsigned word, float* to, int stride) {
+    if constexpr (P == Precision::half || P == Precision::bfloat) {
+      for (int x = 0; x < 2; ++x) {
+        const unsigned short h = static_cast<unsigned short>(word >> 16 * x);
+        to[x * stride] = P == Precision::half ? from_f16(h) : from_bf16(h);
+      }
+    } else {
+      if (word & 0x1fffu && (word & 0x7fffffffu) < 0x7f800000u) throw std::logic_error("not a tf32");
+      *to = from_bits(word);
+    }
+  }
 };
+
+template <class State>
+void fill_with_nan(State& state) {  // registers before they are written
+  std::memset(static_cast<void*>(&state.w), 0xff, sizeof state.w);
+  std::memset(static_cast<void*>(&state.sum), 0xff, sizeof state.sum);
+}
 
 template <class State>
 void poison(State& state) {
   for (auto& sum : state.sum) sum = std::numeric_limits<std::decay_t<decltype(sum)>>::quiet_NaN();
 }
 
-template <class Cell, class Tile>
+template <class Program>
 class HostCluster {
 public:
-  using State = Registers<Cell, Tile>;
+  using State = typename Program::State;
 
   struct Warp : HostWarp<State, Place, float> {
     HostCluster* cluster = nullptr;
-    void send(const Place&, int peer, int to, float value, int64 i) { cluster->receive(peer, to, value, i); }
+    template <int N>
+    void send(const Place&, int peer, int to, const unsigned (&words)[N], int64 i) {
+      for (int x = 0; x < N; ++x) cluster->receive(peer, to + x, words[x], i);
+    }
+    void leave(float* address, float first, float second) { cluster->left_.push_back({address, first, second}); }
   };
 
   HostCluster(const Call& call, int64 group, int threads, int64 shared_bytes, unsigned seed)
@@ -83,10 +129,7 @@ public:
         for (int lane = 0; lane < 32; ++lane) {
           w.places.push_back({group, rank, warp, lane, threads, reinterpret_cast<char*>(shared_.back().get())});
         }
-        for (State& state : w.registers) {
-          poison(state);
-          std::fill_n(&state.w[0][0], sizeof state.w / sizeof(float), std::numeric_limits<float>::quiet_NaN());
-        }
+        for (State& state : w.registers) fill_with_nan(state);
         warps_.push_back(std::move(w));
       }
     }
@@ -104,10 +147,10 @@ public:
 
   void begin(unsigned) { begun_ = true; }
 
-  void receive(int peer, int to, float value, int64 i) {
+  void receive(int peer, int to, unsigned word, int64 i) {
     if (!begun_) throw std::logic_error("a block sends before the others are there");
-    reinterpret_cast<float*>(reinterpret_cast<char*>(shared_.at(static_cast<std::size_t>(peer)).get()) + 16)[to] =
-        value;
+    if (!left_.empty()) throw std::logic_error("sums were left for another warp without a barrier behind");
+    std::memcpy(reinterpret_cast<char*>(shared_.at(static_cast<std::size_t>(peer)).get()) + 16 + to * 4, &word, 4);
     received_[static_cast<std::size_t>(2 * peer + buffer_of(i))] += 4;
   }
 
@@ -123,6 +166,15 @@ public:
     }
   }
 
+  // Only now do others see what was left for them
+  void sync() {
+    for (const Left& left : left_) {
+      left.address[0] = left.first;
+      left.address[1] = left.second;
+    }
+    left_.clear();
+  }
+
   void end() {
     for (const unsigned received : received_) {
       if (received) throw std::logic_error("bytes that no step waits for");
@@ -130,8 +182,13 @@ public:
   }
 
 private:
+  struct Left {
+    float *address, first, second;
+  };
+
   const Call& call_;
   Order order_;
+  std::vector<Left> left_;
   std::vector<std::unique_ptr<Four[]>> shared_;
   std::vector<Warp> warps_;
   std::vector<unsigned> received_;

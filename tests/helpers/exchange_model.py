@@ -1,13 +1,15 @@
-"""The exchange of the cluster kernel (csrc/cuda/persistent.cuh, cluster.cuh) as state machines.
+"""The exchange of the cluster kernels (csrc/cuda/persistent.cuh, mma.cuh, cluster.cuh) as state machines.
 
 C blocks of W warps hand v_i to all blocks in every step. A warp waits for v_i, reads it, and sends its share of v_{i+1}
 to every block; sends arrive in any order, as one write that counts its bytes at the receiver's mbarrier. Warp 0 of a
-block arms the barrier for step i + 2 when it has seen step i complete. explore() walks through all interleavings of a
-small cluster, or through random ones of a larger one, and raises ExchangeError where one of them
+block arms the barrier for step i + 2 when it has seen step i complete. Where there are slices (tensor cores), a warp
+reads half of v_i, leaves its sums for its neighbour, passes a barrier of its block and takes what was left for it
+before it sends: one place for each. explore() walks through all interleavings of a small cluster, walk() through a
+random one of a larger one; they raise ExchangeError where one of them
 
-    reads what is not the whole of v_i, overwrites what a warp has yet to read, reaches a barrier that is not set up or
-    a block that has left, arms a barrier twice, receives bytes of a step before its barrier is armed, gets stuck, or
-    ends with bytes still counted.
+    reads what is not the whole of v_i, or not the sums of step i, overwrites what a warp has yet to read or to take,
+    reaches a barrier that is not set up or a block that has left, arms a barrier twice, receives bytes of a step before
+    its barrier is armed, gets stuck, or ends with bytes still counted.
 
 Mutation names what a wrong kernel would do; each has to be found.
 """
@@ -44,6 +46,8 @@ class Mutation(Enum):
     SILENT_WARP = "a warp with padded units alone sends nothing"
     WRONG_PARITY = "the parity of i instead of that of i / 2"
     NO_WAIT = "a warp does not wait in the last step"
+    NO_SYNC = "no barrier of the block between the sums that are left and those that are taken"
+    SEND_BEFORE_TAKE = "a warp sends v_{i+1} before it has taken the sums left for step i"
 
 
 def phase_arithmetic(source: str) -> tuple[Callable[[int], int], Callable[[int], int]]:
@@ -84,6 +88,8 @@ class State(NamedTuple):
     slots: tuple[tuple[Slot, ...], ...]  # by block: (2, senders)
     flying: frozenset[tuple[str, int, int, int]]  # what, sender, block, step
     met: tuple[int, int]  # how many warps have come to the first and the last barrier of the cluster
+    left: tuple[int, ...] = ()  # for each warp: the step of the sums that its neighbour has left, -1: none
+    synced: tuple[int, ...] = ()  # by block: how many warps have come to its barrier
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class Model:
     mutation: Mutation = Mutation.NONE
     buffer_of: Callable[[int], int] = lambda i: i & 1
     parity_of: Callable[[int], int] = lambda i: (i >> 1) & 1
+    slices: bool = False
 
     @property
     def senders(self) -> int:
@@ -116,7 +123,12 @@ class Model:
             arm = [("arm", i + 2)] if first and i + 2 < self.T else []
             send = [("send", i + 1)] if i + 1 < self.T or m is Mutation.SURPLUS_SEND else []
             wait = [] if m is Mutation.NO_WAIT and i == self.T - 1 else [("wait", i)]
-            read = [("read", i, half) for half in (0, 1)]
+            read: list[tuple[Any, ...]] = [("read", i, half) for half in (0, 1)]
+            if self.slices:
+                sync = [] if m is Mutation.NO_SYNC else [("come to sync",), ("sync", i)]
+                take = [("take", i)]
+                read = [("read", i, warp % 2), ("leave", i), *sync, *([] if m is Mutation.SEND_BEFORE_TAKE else take)]
+                send = [*send, *take] if m is Mutation.SEND_BEFORE_TAKE else send
             if m is Mutation.EARLY_ARM:
                 ops += [*arm, *wait, *read, *send]
             elif m is Mutation.LATE_ARM:
@@ -131,7 +143,15 @@ class Model:
 
     def start(self) -> State:
         slots = tuple((Slot(),) * (2 * self.senders) for _ in range(self.C))
-        return State((0,) * self.senders, ((Barrier(), Barrier()),) * self.C, slots, frozenset(), (0, 0))
+        none = (-1,) * self.senders
+        return State(
+            (0,) * self.senders, ((Barrier(), Barrier()),) * self.C, slots, frozenset(), (0, 0), none, (0,) * self.C
+        )
+
+    @property
+    def readers(self) -> int:
+        """Of a block, of each share."""
+        return self.W // 2 if self.slices else self.W
 
     def bytes_of_step(self) -> int:
         return self.senders - (self.mutation is Mutation.FEW_BYTES)
@@ -196,6 +216,20 @@ class Model:
             i = op[1]
             parity = i & 1 if self.mutation is Mutation.WRONG_PARITY else self.parity_of(i)
             return state if state.barriers[block][self.place(i)].phase & 1 != parity else None
+        if op[0] == "come to sync":
+            return state._replace(synced=_with(state.synced, block, state.synced[block] + 1))
+        if op[0] == "sync":
+            return state if state.synced[block] >= (op[1] + 1) * self.W else None
+        if op[0] == "leave":
+            if state.left[warp ^ 1] != -1:
+                raise ExchangeError(
+                    f"warp {warp} overwrites the sums of step {state.left[warp ^ 1]} before they are taken"
+                )
+            return state._replace(left=_with(state.left, warp ^ 1, op[1]))
+        if op[0] == "take":
+            if state.left[warp] != op[1]:
+                raise ExchangeError(f"warp {warp} takes the sums of step {state.left[warp]} for those of step {op[1]}")
+            return state._replace(left=_with(state.left, warp, -1))
         assert op[0] == "read"
         i, half, slots = op[1], op[2], list(state.slots[block])
         for sender in range(half, self.senders, 2):
@@ -218,7 +252,7 @@ class Model:
             slots, s = list(state.slots[block]), self.place(i) * self.senders + sender
             if slots[s].step == -2:
                 raise ExchangeError(f"v_{i} of warp {sender} will be overwritten by zeros")
-            if slots[s].step >= 0 and len(slots[s].readers) < self.W:
+            if slots[s].step >= 0 and len(slots[s].readers) < self.readers:
                 raise ExchangeError(
                     f"v_{slots[s].step} of warp {sender} is overwritten in block {block} before all have read it"
                 )
@@ -255,6 +289,10 @@ class Model:
     @staticmethod
     def _with_barriers(state: State, block: int, pair: Any) -> State:
         return state._replace(barriers=(*state.barriers[:block], pair, *state.barriers[block + 1 :]))
+
+
+def _with(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
+    return (*values[:at], value, *values[at + 1 :])
 
 
 def explore(model: Model) -> int:
