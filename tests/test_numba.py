@@ -75,9 +75,28 @@ def test_a_call_of_few_rows_takes_its_weights_as_they_are(
     case = Case(T=T, B=B, I=I, H=H, dtype=dtype, seed=T + H, **options)
     plan = plan_of(case)
     assert plan.dots
-    assert plan.whole
+    assert plan.whole()
     check_forward(numba, case)
     check_backward(numba, case)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"alpha": "unit"}], ids=str)
+@pytest.mark.parametrize(("T", "B", "I", "H"), [(40, 7, 64, 96), (40, 41, 64, 48)])
+def test_one_call_of_compiled_code_has_the_bits_of_parts(
+    dtype: str, default_threads: None, T: int, B: int, I: int, H: int, options: dict[str, Any]
+) -> None:
+    """On one thread a chunk is one call, on more it is cut into parts for them."""
+    import fastrnn
+
+    case, kernel = Case(T=T, B=B, I=I, H=H, dtype=dtype, **options), Kernel("numba")
+    p, results = case.build(), []
+    for threads in (1, 2):
+        fastrnn.set_num_threads(threads)
+        assert plan_of(case).whole() == (threads == 1)
+        output, h_n = kernel.forward(p)
+        results.append([output, h_n, *kernel.backward(p, output)])
+    for left, right in zip(*results, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

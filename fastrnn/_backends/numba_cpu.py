@@ -140,15 +140,18 @@ class _Plan:
         self.chunk_rows = min(steps * B, self.N)  # of the largest chunk
         few = weights >= BLAS_WEIGHTS and weights >= self.N * WEIGHTS_PER_ROW
         self.blas = few or (B >= BLAS_ROWS and B * H * H >= BLAS_STEP)
-        # One call of compiled code computes all of a chunk.
-        self.whole = steps * B * H * max(H, I) < PARALLEL_WORK and not self.blas
-        self.dots = self.whole and self.N <= DOT_ROWS
+        self.small = steps * B * H * max(H, I) < PARALLEL_WORK and not self.blas
+        self.dots = self.small and self.N <= DOT_ROWS
         self.slices = _slices(self.B, steps * B * H * H)  # of the batch, for the recurrence
         self.steps, self.starts = (
             steps,
             range(0, T if self.B else 0, steps),
         )  # of the chunks, in the order of processing
         self._kept = [self._spans(i0) for i0 in self.starts] if len(self.starts) <= KEPT_SPANS else None
+
+    def whole(self) -> bool:
+        """One call of compiled code computes all of a chunk: with the same bits as in parts, which threads share."""
+        return self.small or (get_num_threads() == 1 and not self.blas)
 
     def spans(self, backward: bool = False) -> Iterable[tuple[_Span, _Span]]:
         """Each chunk, and the same with the step before it."""
@@ -387,12 +390,12 @@ def rnn_forward(
         w, u = pack_weights(w_ih, w_hh) if packed is None else packed
     common = (_bias(b_ih, dtype), _bias(b_hh, dtype), states, work, _options(options, plan, H, dtype))
     inputs, outputs = _rows(x, plan), _rows(output, plan)
-    kernel = kernels(dtype).forward
+    kernel, whole = kernels(dtype).forward, plan.whole()
     for span, _ in plan.spans():
         rows, z = _read(inputs, span), _room(outputs, span)
         if projected:
             z[...], rows = rows, z[:0]
-        if plan.whole:
+        if whole:
             kernel(rows, z, w, u, *common, span.r0, (0, B), (span.i0 or -1, span.i1), plan.dots)
         else:
             _forward_parts(plan, span, None if projected else rows, z, w, u, *common)
@@ -443,7 +446,7 @@ def rnn_backward(
     upstream = None if d_output is None else _rows(d_output, plan)
     w, u = np.ascontiguousarray(w_ih), np.ascontiguousarray(w_hh)
     given = _options(options, plan, H, dtype)
-    compiled = kernels(dtype)
+    compiled, whole = kernels(dtype), plan.whole()
     d_x_rows = no_rows if d_x is None else d_x.reshape(plan.N, x.shape[-1])
     d_products = no_rows if projected else d_x_rows  # what the kernel multiplies for
     parts = (no_rows if d_w_ih is None else d_w_ih, no_rows if d_w_hh is None else d_w_hh, _bias(d_b, dtype), b_sum)
@@ -453,7 +456,7 @@ def rnn_backward(
         if again is not None:
             again(span, rows, chunk, *tape, first_states, given)
         upper, lower = (d_rows, *tape), (first_states, carry, d_products[span.r0 : span.r1], *parts, given, span.r0)
-        if plan.whole:
+        if whole:
             compiled.backward(chunk, product, *upper, rows, w, u, *lower, (0, B), (span.i0, span.i1))
         else:
             _backward_parts(plan, span, chunk, product, rows, w, u, upper, lower)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
+from .numba_pack import _pack as _pack
 from .numba_tanh import _tanh
 from .options import Array
 
@@ -122,8 +125,17 @@ def _tiles(rows: int, *vectors: int) -> Any:
     return intrinsic(typed)
 
 
-_tile_1, _tile_2 = _tiles(1, 8, 4, 2, 1), _tiles(2, 4, 2, 1)
-_tile_3, _tile_4 = _tiles(3, 2, 1), _tiles(4, 2, 1)
+def _many_registers() -> bool:
+    """AVX-512VL: 32 of 32 bytes, else 16."""
+    return "+avx512vl" in (numba.config.CPU_FEATURES or get_host_cpu_features().flatten())
+
+
+_tile_1 = _tiles(1, 8, 4, 2, 1)
+_tile_2, _tile_3, _tile_4 = (
+    (_tiles(2, 8, 4, 2, 1), _tiles(3, 4, 2, 1), _tiles(4, 4, 2, 1))
+    if _many_registers()
+    else (_tiles(2, 4, 2, 1), _tiles(3, 2, 1), _tiles(4, 2, 1))
+)
 
 
 def _dots(rows: int, outputs: int) -> Any:
@@ -210,35 +222,6 @@ def _dots(rows: int, outputs: int) -> Any:
 _dots_1, _dots_2, _dots_4 = _dots(1, 8), _dots(2, 4), _dots(4, 2)
 
 
-@intrinsic
-def _turn(context: Any, given: Any, result: Any, r: Any, c: Any) -> Any:
-    """result[c:, r:] = given[r:, c:].T in a square of vectors of 32 bytes: halves interleaved log2(n) times."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, target = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in range(2))
-        scalar, align = context.get_value_type(given.dtype), given.dtype.bitwidth // 8
-        n = 32 // align
-        kind, order = ir.VectorType(scalar, n), ir.VectorType(ir.IntType(32), n)
-
-        def places(array: Any, row: Any, column: Any) -> list[Any]:
-            size = cgutils.unpack_tuple(builder, array.shape, 2)[1]
-            first = builder.gep(array.data, [builder.add(builder.mul(row, size), column)])
-            steps = (builder.gep(first, [builder.mul(size, size.type(i))]) for i in range(n))
-            return [builder.bitcast(place, kind.as_pointer()) for place in steps]
-
-        vectors = [builder.load(place, align=align) for place in places(source, *arguments[2:])]
-        lower = [i // 2 + n * (i % 2) for i in range(n)]
-        for _ in range(n.bit_length() - 1):
-            pairs = zip(vectors[: n // 2], vectors[n // 2 :], strict=True)
-            mixed = ([(a, b, lower), (a, b, [i + n // 2 for i in lower])] for a, b in pairs)
-            vectors = [builder.shuffle_vector(a, b, order(lanes)) for pair in mixed for a, b, lanes in pair]
-        for vector, place in zip(vectors, places(target, arguments[3], arguments[2]), strict=True):
-            builder.store(vector, place, align=align)
-        return context.get_dummy_value()
-
-    return types.void(given, result, types.int64, types.int64), generate
-
-
 # ---- Kernels: batch rows b0..b1, steps i0..i1 in the order of processing. Row b of step t is row first[t] + b of the
 # data (t * B + b where first is empty: padded rows), and exists where t < lengths[b] (everywhere where lengths is
 # empty); base is the first row that the chunk's arrays hold. What is not given or not needed is an empty array. With u
@@ -319,21 +302,6 @@ def _add_rows(rows: Array, n: int, total: Array, result: Array) -> None:
             total[h] += part[h]
     for h in range(H):
         result[h] = total[h]
-
-
-def _pack(w_ih: Array, w_hh: Array, w: Array, u: Array) -> None:
-    """Both transposed."""
-    for given, result in ((w_ih, w), (w_hh, u)):
-        rows, columns = given.shape
-        side = 32 // given.itemsize
-        if min(rows, columns) < side:
-            for r in range(rows):
-                for c in range(columns):
-                    result[c, r] = given[r, c]
-        else:  # the last squares overlap those before
-            for r in range(0, rows, side):
-                for c in range(0, columns, side):
-                    _turn(given, result, min(r, rows - side), min(c, columns - side))
 
 
 @register_jitable
@@ -587,6 +555,8 @@ def _backward(
                     change = d_h[h] * (a_t[h] - (zero if restart else before[h]))
                     d_alpha[r - base, h] = zero if keep.size and keep[r, h] else change
         if u.size:
+            if not first.size:  # whole fours, as all rows are taken: the same bits beside rows of any length
+                last = min(b0 + (last - b0 + 3) // 4 * 4, b1)
             _multiply(d_z, u, product, b0, last, base - _row(first, B, t, 0), False)
             _leave(carry, product, first, lengths, reset, mask, keep, alpha, t, b0, b1)
     if len(x):
