@@ -47,7 +47,7 @@ for instruction in 'st\.async\.shared::cluster\.mbarrier::complete_tx::bytes\.b3
   require "$build/cluster.90a.ptx" "$instruction"
 done
 ptx mma 90a
-require "$build/mma.90a.ptx" 'st\.async\.shared::cluster\.mbarrier::complete_tx::bytes\.v2\.b32'
+require "$build/mma.90a.ptx" 'st\.async\.shared::cluster\.mbarrier::complete_tx::bytes\.v4\.b32'
 
 echo "the module, for every architecture, spills are errors"
 cmake -S "$source_dir" -B "$build" -DSKBUILD_PROJECT_VERSION=0.1.0 -DFASTRNN_CUDA=ON -DFASTRNN_WERROR=ON \

@@ -1,5 +1,5 @@
-// The machines of persistent.cuh and mma.cuh for a cluster of blocks (sm_90 on): v is exchanged through distributed
-// shared memory.
+// The machines of persistent.cuh for a cluster of blocks (sm_90 on), the second one of mma.cuh, too: v is exchanged
+// through distributed shared memory.
 //
 //   DeviceClusterBarrier   plain remote stores, one cluster barrier a step
 //   DeviceCluster          st.async: each value counts its bytes at the receiver's mbarrier; nobody waits for anybody
@@ -52,7 +52,6 @@ struct DeviceClusterBase : DeviceWarp<State, float> {
   __device__ __forceinline__ void each(F f) {
     f(this->registers, place());
   }
-  __device__ __forceinline__ void sync() { __syncthreads(); }
 };
 
 template <class State>
@@ -80,6 +79,12 @@ struct DeviceCluster : DeviceClusterBase<State> {
   __device__ __forceinline__ void warps(F f) {
     f(*this);
   }
+  template <class F, class G>
+  __device__ __forceinline__ void in_two(F f, G g) {
+    f(*this);
+    __syncthreads();
+    g(*this);
+  }
   __device__ __forceinline__ unsigned barrier(int64 i) const {
     return shared_address(this->shared) + static_cast<unsigned>(buffer_of(i)) * 8;
   }
@@ -104,11 +109,12 @@ struct DeviceCluster : DeviceClusterBase<State> {
                  "r"(words[0]), "r"(address_in(barrier(i), peer))
                  : "memory");
   }
-  __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[2], int64 i) {
+  __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[4], int64 i) {
     const unsigned remote = address_in(shared_address(at.v() + to), peer);
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(remote),
-                 "r"(words[0]), "r"(words[1]), "r"(address_in(barrier(i), peer))
-                 : "memory");
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(remote),
+        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(address_in(barrier(i), peer))
+        : "memory");
   }
   __device__ __forceinline__ void wait(int64 i, unsigned bytes) {
     unsigned done;

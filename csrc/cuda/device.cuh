@@ -12,9 +12,9 @@ struct DeviceWarp {
   using A = Number;
   State registers;
 
-  template <int N, class Send, class Receive>
+  template <int N, class Word = A, class Send, class Receive>
   __device__ __forceinline__ void exchange(int mask, Send send, Receive receive) {
-    A out[N], in[N];
+    Word out[N], in[N];
     const int lane = static_cast<int>(threadIdx.x) % 32;
     send(registers, lane, out);
     FASTRNN_UNROLL for (int q = 0; q < N; ++q) in[q] = __shfl_xor_sync(0xffffffffu, out[q], mask);
@@ -80,7 +80,12 @@ struct DeviceBlock : DeviceWarp<State, float> {
   __device__ __forceinline__ void send(const Place& at, int, int to, const unsigned (&words)[N], int64) {
     FASTRNN_UNROLL for (int x = 0; x < N; ++x) reinterpret_cast<unsigned*>(at.v())[to + x] = words[x];
   }
-  __device__ __forceinline__ void sync() { __syncthreads(); }
+  template <class F, class G>
+  __device__ __forceinline__ void in_two(F f, G g) {
+    f(*this);
+    __syncthreads();
+    g(*this);
+  }
   __device__ __forceinline__ void wait(int64, unsigned) { __syncthreads(); }
   __device__ __forceinline__ void end() {}
 };

@@ -2,8 +2,8 @@
 // same exchange of v, the same machines with two more parts.
 //
 //   w.mma<Precision>(f, which)  sum[which] += A B; f(registers): the lane's four words of A and two of B
-//   w.leave(at, index, x, y)    two sums for the warp of the other slice, seen by it after
-//   m.sync()                    a barrier of each block
+//   w.leave(address, x, y)      two sums for the warp of the other slice, seen by it in the second part of
+//   m.in_two(f, g)              f(w) by every warp, a barrier of each block, g(w) by every warp
 //
 // The sums that a warp leaves for step i + 1 come after it has all of v_{i+1}, of its own block too, which every thread
 // sends after it has read the sums left for step i: one place for each suffices.
@@ -35,6 +35,7 @@ struct MmaRegisters {
   unsigned a[4], b[Tile::tiles][2];  // the factors of one mma for each tile, and what tf32x3 leaves of them
   unsigned a_rest[4], b_rest[Tile::tiles][2];
   float sum[Tile::tiles * (Tile::chains + Tile::rests)][4];
+  unsigned words[Tile::groups][4];  // of v, to be sent
   Cell pair[Tile::groups][2];
 };
 
@@ -204,18 +205,53 @@ struct PersistentMma {
 
   // ---- v
 
-  template <class Warp>
-  static FASTRNN_HD void send(const Call& call, Warp& w, const Place& at, int group, const float (&two)[2], int64 i) {
-    unsigned words[Tile::sent_words];
-    if constexpr (Tile::sent_words == 1) {
-      words[0] = word_of<precision>(two[0], two[1]);
+  static FASTRNN_HD void keep_words(State& r, int group, const float (&two)[2]) {
+    if constexpr (Tile::own_words == 1) {
+      r.words[group][0] = word_of<precision>(two[0], two[1]);
     } else {
-      FASTRNN_UNROLL for (int u = 0; u < 2; ++u) words[u] = word_of<precision>(two[u]);
+      FASTRNN_UNROLL for (int u = 0; u < 2; ++u) r.words[group][u] = word_of<precision>(two[u]);
     }
-    const int64 unit = at.rank * call.units + Tile::unit_of(at.warp, at.lane);
-    const int to = Tile::v(call, buffer_of(i), Tile::row_of(at.warp, at.lane, group), unit);
-    const int cluster = static_cast<int>(call.cluster);
-    FASTRNN_NO_UNROLL for (int peer = 0; peer < cluster; ++peer) w.send(at, peer, to, words, i);
+  }
+
+  // The first N words of a group, and those of the lane that differs by mask, in the order of the lanes
+  template <int N, int mask, class Warp>
+  static FASTRNN_HD void put_together(Warp& w, int group) {
+    w.template exchange<N, unsigned>(
+        mask,
+        [group](State& r, int, unsigned* out) {
+          FASTRNN_UNROLL for (int x = 0; x < N; ++x) out[x] = r.words[group][x];
+        },
+        [group](State& r, int lane, const unsigned* in) {
+          const bool upper = (lane & mask) != 0;
+          FASTRNN_UNROLL for (int x = 0; x < N; ++x) {
+            const unsigned own = r.words[group][x];
+            r.words[group][x] = upper ? in[x] : own;
+            r.words[group][N + x] = upper ? own : in[x];
+          }
+        });
+  }
+
+  // 16 bytes at once: the lanes that have put them together share the peers among them.
+  template <class Warp>
+  static FASTRNN_HD void send(const Call& call, Warp& w, int64 i) {
+    FASTRNN_UNROLL for (int g = 0; g < Tile::groups; ++g) {
+      if constexpr (Tile::own_words == 1) {
+        put_together<1, 4>(w, g);
+        put_together<2, 8>(w, g);
+      } else {
+        put_together<2, 4>(w, g);
+      }
+    }
+    w.each([&](State& r, const Place& at) {
+      const int replica = at.lane / 4 % Tile::replicas, cluster = static_cast<int>(call.cluster);
+      const int64 unit = at.rank * call.units + Tile::unit_of(at.warp, at.lane) - 2 * replica;
+      FASTRNN_UNROLL for (int g = 0; g < Tile::groups; ++g) {
+        const int to = Tile::v(call, buffer_of(i), Tile::row_of(at.warp, at.lane, g), unit);
+        FASTRNN_NO_UNROLL for (int peer = replica; peer < cluster; peer += Tile::replicas) {
+          w.send(at, peer, to, r.words[g], i);
+        }
+      }
+    });
   }
 
   template <class Machine>
@@ -236,33 +272,43 @@ struct PersistentMma {
     });
     m.begin(bytes);
     m.warps([&](auto& w) {
-      w.each([&](State& r, const Place& at) {
+      w.each([&](State& r, const Place&) {
         FASTRNN_UNROLL for (int g = 0; g < Tile::groups; ++g) {
           float two[2];
           FASTRNN_UNROLL for (int u = 0; u < 2; ++u) two[u] = r.pair[g][u].start(call, true);
-          if (call.T > 0) send(call, w, at, g, two, 0);
+          keep_words(r, g, two);
         }
-        load_cells(call, r, 0);
       });
+      if (call.T > 0) send(call, w, 0);
+      w.each([&](State& r, const Place&) { load_cells(call, r, 0); });
     });
     FASTRNN_NO_UNROLL for (int64 i = 0; i < call.T; ++i) {
       m.wait(i, bytes);
-      m.warps([&](auto& w) {
+      const auto sum = [&](auto& w) {
         multiply(call, w, i);
         leave_for_other(call, w);
-      });
-      if constexpr (Tile::slices == 2) m.sync();
-      m.warps([&](auto& w) {
+      };
+      const auto finish = [&](auto& w) {
         w.each([&](State& r, const Place& at) {
           FASTRNN_UNROLL for (int g = 0; g < Tile::groups; ++g) {
             float two[2];
             finished_sums(call, r, at, g, two);
             FASTRNN_UNROLL for (int u = 0; u < 2; ++u) two[u] = r.pair[g][u].finish(call, i, two[u], true);
-            if (i + 1 < call.T) send(call, w, at, g, two, i + 1);
+            keep_words(r, g, two);
           }
-          load_cells(call, r, i + 1);  // before the wait: memory answers while v is on its way
         });
-      });
+        if (i + 1 < call.T) send(call, w, i + 1);
+        // Before the wait: memory answers while v is on its way
+        w.each([&](State& r, const Place&) { load_cells(call, r, i + 1); });
+      };
+      if constexpr (Tile::slices == 2) {
+        m.in_two(sum, finish);
+      } else {
+        m.warps([&](auto& w) {
+          sum(w);
+          finish(w);
+        });
+      }
     }
     m.warps([&](auto& w) {
       w.each([&](State& r, const Place&) {

@@ -26,10 +26,10 @@ enum class Precision { half, bfloat, tf32x3, tf32 };
 // Every tile that is compiled: X(slices, batch rows, chunks in registers, precision). The other chunks lie in shared
 // memory.
 #define FASTRNN_MMA_BLOCK_TILES(X) X(1, 8, 4, half) X(1, 8, 4, bfloat) X(1, 8, 8, tf32x3) X(1, 8, 8, tf32)
-#define FASTRNN_MMA_CLUSTER_TILES(X)                                                                \
-  X(2, 8, 16, half)                                                                                 \
-  X(2, 8, 16, bfloat) X(2, 8, 16, tf32x3) X(2, 8, 14, tf32) X(2, 16, 16, half) X(2, 16, 16, bfloat) \
-      X(2, 16, 12, tf32x3) X(2, 16, 14, tf32)
+#define FASTRNN_MMA_CLUSTER_TILES(X) \
+  X(2, 8, 16, half)                  \
+  X(2, 8, 16, bfloat)                \
+  X(2, 8, 16, tf32x3) X(2, 8, 14, tf32) X(2, 16, 16, half) X(2, 16, 16, bfloat) X(2, 16, 12, tf32x3) X(2, 16, 14, tf32)
 
 constexpr int mma_units = 16, mma_rows = 8, mma_warps = 8;
 
@@ -73,7 +73,8 @@ struct MmaTile {
   static constexpr int rests = P == Precision::tf32x3 ? 2 : 0;  // chains of w_big v_rest + w_rest v_big
   static constexpr int own_rows = 2 / S;                        // of 8
   static constexpr int groups = tiles * own_rows;               // of two units of one row
-  static constexpr int sent_words = element_bytes / 2;          // of a group
+  static constexpr int own_words = element_bytes / 2;           // of a group: of its two units
+  static constexpr int replicas = 4 / own_words;                // lanes 4 apart that put their words together
 
   static FASTRNN_HD int slice_of(int warp) { return warp % S; }
   static FASTRNN_HD int unit_of(int warp, int lane) {  // the first of two, in the block

@@ -4,7 +4,7 @@
 // where each phase loops over the warps of all blocks of a cluster.
 //
 //   m.warps(f)        f(w) by every warp; w.each(g): g(registers, place) by every lane; w.exchange: tile.cuh
-//   w.send(place, peer, index, words, i)   one or two words into the peer block's v from word index on, for step i
+//   w.send(place, peer, index, words, i)   one or four words into the peer block's v from word index on, for step i
 //   m.begin(bytes)    all blocks are there, what they have written is seen; barriers are armed for steps 0 and 1
 //   m.wait(i, bytes)  all of v_i has arrived; the barrier is armed for step i + 2
 //   m.end()           no block leaves while another could still reach its memory

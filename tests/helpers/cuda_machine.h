@@ -48,9 +48,9 @@ struct HostWarp {
   void each(F f) {
     for (const int lane : order) f(registers[static_cast<std::size_t>(lane)], places[static_cast<std::size_t>(lane)]);
   }
-  template <int N, class Send, class Receive>
+  template <int N, class Word = A, class Send, class Receive>
   void exchange(int mask, Send send, Receive receive) {
-    A out[32][N];
+    Word out[32][N];
     for (int lane = 0; lane < 32; ++lane) send(registers[static_cast<std::size_t>(lane)], lane, out[lane]);
     for (int lane = 0; lane < 32; ++lane) receive(registers[static_cast<std::size_t>(lane)], lane, out[lane ^ mask]);
   }
@@ -145,6 +145,24 @@ public:
     }
   }
 
+  // Block by block: one may be a step ahead of another
+  template <class F, class G>
+  void in_two(F f, G g) {
+    const int threads = warps_.front().places.front().threads, per_block = threads / 32;
+    for (const int block : order_.of(static_cast<int>(shared_.size()))) {
+      const auto each = [&](auto& part) {
+        for (const int which : order_.of(per_block)) {
+          Warp& w = warps_[static_cast<std::size_t>(block * per_block + which)];
+          w.order = order_.of(32);
+          part(w);
+        }
+      };
+      each(f);
+      publish();
+      each(g);
+    }
+  }
+
   void begin(unsigned) { begun_ = true; }
 
   void receive(int peer, int to, unsigned word, int64 i) {
@@ -167,7 +185,7 @@ public:
   }
 
   // Only now do others see what was left for them
-  void sync() {
+  void publish() {
     for (const Left& left : left_) {
       left.address[0] = left.first;
       left.address[1] = left.second;
