@@ -4,6 +4,8 @@ words apart as PTX ISA lays them out and adds exactly. How a GPU rounds those su
 from __future__ import annotations
 
 import ctypes
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from helpers.cases import Case, Problem, random_cases
 from helpers.compare import assert_all_same_bits, assert_same_bits
 from helpers.cuda_host import HostKernel, pointer
 from helpers.recurrence import STORAGE, Run, recurrence
+
+from fastrnn import _backends
+from fastrnn._backends.cuda_call import FIELDS, Call
 
 pytestmark = pytest.mark.skipif(cuda_host.compiler() is None, reason="no C++ compiler")
 
@@ -124,6 +129,33 @@ def test_an_infinite_state_stays_in_its_row(host: Any) -> None:
         output = run(host, name, 1, p.but(h_0=h_0, w_hh=w_hh)).tape
         assert np.isnan(output[:, 1]).all() if name.endswith("x3") else np.isposinf(output[:, 1]).all()
         assert np.isfinite(output[:, [0, 2]]).all()
+
+
+def test_one_tf32_is_taken_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FASTRNN_TF32=1, read at each call; the native module is a stand-in."""
+    asked: list[Any] = []
+
+    class Native:
+        CudaError, call_fields = RuntimeError, len(FIELDS)
+        device_count = staticmethod(lambda: 1)
+
+        @staticmethod
+        def choose(*given: Any) -> tuple[str, int]:
+            asked.append(given[1:])
+            return "mma_block_8_tf32" if given[-1] else "block_8_1", 1
+
+    monkeypatch.setitem(sys.modules, "fastrnn._fastrnn_cuda", Native)
+    monkeypatch.delitem(sys.modules, "fastrnn._backends.cuda", raising=False)
+    cuda = importlib.import_module("fastrnn._backends.cuda")
+    del sys.modules["fastrnn._backends.cuda"], _backends.cuda  # it is of the stand-in
+    call = Call(1, 40, 64, "float32", relu=False, reverse=False)
+    for value, kernel in ((None, "block_8_1"), ("0", "block_8_1"), ("1", "mma_block_8_tf32")):
+        if value is None:
+            monkeypatch.delenv("FASTRNN_TF32", raising=False)
+        else:
+            monkeypatch.setenv("FASTRNN_TF32", value)
+        assert cuda.chosen_kernel(call, True, 2) == (kernel, 1)
+    assert asked == [(True, 2, False), (True, 2, False), (True, 2, True)]
 
 
 def test_two_tf32(host: Any) -> None:
