@@ -4,6 +4,11 @@
     python benchmarks/gpu_gate.py --stages timings,report --out results
     python benchmarks/gpu_gate.py --fresh                  # from the start
 
+The native kernels' random delays are a build of their own; with it, the races once more, into another folder:
+
+    FASTRNN_CUDA=ON pip install -Ccmake.define.FASTRNN_CUDA_DELAYS=ON .
+    python benchmarks/gpu_gate.py --stages environment,build,races --out results-with-delays
+
 Stages: environment, build, primitives (what barriers cost), correctness (every kernel, dtype and odd shape against
 float64, on guarded and poisoned memory), races (hundreds of repeats, bit for bit, other work beside them, random delays
 inside the kernels), training (fastrnn.training against the CPU), sanitizer (compute-sanitizer where it is), timings
@@ -106,7 +111,7 @@ def environment(out: Path) -> dict[str, Any]:
 
 
 def build(out: Path) -> dict[str, Any]:
-    """Which backends there are: at least one of the GPU's has to be."""
+    """Which backends there are: at least one of the GPU's has to be. delays: of the native kernels."""
     import fastrnn
     from fastrnn import _backends
 
@@ -114,7 +119,8 @@ def build(out: Path) -> dict[str, Any]:
     records = [_backends._load(b.device, b.name) for b in fastrnn.backends()]
     found = {b.name: b.reason or "available" for b in records}
     gpu = [b.name for b in records if b.device == "cuda" and b.available]
-    return {"status": "passed" if gpu else "failed", "backends": found}
+    delays = any(getattr(getattr(b.functions, "native", None), "delays", False) for b in records)
+    return {"status": "passed" if gpu else "failed", "backends": found, "delays": delays}
 
 
 def primitives(out: Path) -> dict[str, Any]:

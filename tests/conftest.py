@@ -163,10 +163,11 @@ def onnxruntime() -> Any:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """csrc/cuda, compiled for this machine."""
+    """csrc/cuda, compiled for this machine; with sanitizers where the process has AddressSanitizer."""
     from helpers import cuda_host
 
-    return cuda_host.load(cuda_host.build(tmp_path_factory.mktemp("cuda_host")))
+    sanitize = "libasan" in os.environ.get("LD_PRELOAD", "")
+    return cuda_host.load(cuda_host.build(tmp_path_factory.mktemp("cuda_host"), sanitize=sanitize))
 
 
 @pytest.fixture

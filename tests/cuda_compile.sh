@@ -49,6 +49,9 @@ done
 ptx mma 90a
 require "$build/mma.90a.ptx" 'st\.async\.shared::cluster\.mbarrier::complete_tx::bytes\.v4\.b32'
 
+"$nvcc" -std=c++17 -ptx -arch=compute_90a -DFASTRNN_DELAYS -I"$source_dir/csrc" "$source_dir/csrc/cuda/mma.cu" -o "$build/delays.ptx"
+require "$build/delays.ptx" 'nanosleep'
+
 echo "the module, for every architecture, spills are errors"
 cmake -S "$source_dir" -B "$build" -DSKBUILD_PROJECT_VERSION=0.1.0 -DFASTRNN_CUDA=ON -DFASTRNN_WERROR=ON \
   -DCMAKE_CUDA_COMPILER="$(command -v "$nvcc")" -DPython_EXECUTABLE="$(command -v "$python")" \

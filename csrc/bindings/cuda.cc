@@ -85,6 +85,11 @@ PYBIND11_MODULE(_fastrnn_cuda, m, py::mod_gil_not_used()) {
   std::vector<std::string> names;
   for (const Kernel& kernel : kernels) names.emplace_back(kernel.name);
   m.attr("kernels") = py::tuple(py::cast(names));
+#ifdef FASTRNN_DELAYS
+  m.attr("delays") = true;
+#else
+  m.attr("delays") = false;
+#endif
   m.attr("call_fields") = sizeof(Call) / sizeof(std::int64_t);
 
   m.def(

@@ -64,10 +64,14 @@ struct DeviceClusterBarrier : DeviceClusterBase<State> {
   }
   __device__ __forceinline__ void begin(unsigned) { cluster_barrier(); }
   __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[1], int64) {
+    lose_time();
     const unsigned remote = address_in(shared_address(at.v() + to), peer);
     asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(remote), "r"(words[0]) : "memory");
   }
-  __device__ __forceinline__ void wait(int64, unsigned) { cluster_barrier(); }
+  __device__ __forceinline__ void wait(int64, unsigned) {
+    cluster_barrier();
+    lose_time();
+  }
   __device__ __forceinline__ void end() { cluster_barrier(); }
 };
 
@@ -82,6 +86,7 @@ struct DeviceCluster : DeviceClusterBase<State> {
   template <class F, class G>
   __device__ __forceinline__ void in_two(F f, G g) {
     f(*this);
+    lose_time();
     __syncthreads();
     g(*this);
   }
@@ -104,12 +109,14 @@ struct DeviceCluster : DeviceClusterBase<State> {
     cluster_barrier();
   }
   __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[1], int64 i) {
+    lose_time();
     const unsigned remote = address_in(shared_address(at.v() + to), peer);
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(remote),
                  "r"(words[0]), "r"(address_in(barrier(i), peer))
                  : "memory");
   }
   __device__ __forceinline__ void send(const Place& at, int peer, int to, const unsigned (&words)[4], int64 i) {
+    lose_time();
     const unsigned remote = address_in(shared_address(at.v() + to), peer);
     asm volatile(
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(remote),
@@ -129,7 +136,9 @@ struct DeviceCluster : DeviceClusterBase<State> {
           : "r"(barrier(i)), "r"(parity_of(i))
           : "memory");
     } while (!done);
+    lose_time();
     if (threadIdx.x == 0 && i + 2 < this->call.T) arm(i + 2, bytes);
+    lose_time();
     __syncwarp();
   }
   __device__ __forceinline__ void end() { cluster_barrier(); }

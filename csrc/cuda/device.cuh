@@ -7,6 +7,14 @@
 
 namespace fastrnn::gpu {
 
+// Test builds: threads lose time where they are about to read or to send, each another time.
+__device__ __forceinline__ void lose_time() {
+#ifdef FASTRNN_DELAYS
+  const unsigned drawn = (static_cast<unsigned>(clock64()) ^ (blockIdx.x * 40503u + threadIdx.x / 32)) * 2654435761u;
+  if (drawn >> 30 == 0) __nanosleep(drawn >> 20 & 1023);
+#endif
+}
+
 template <class State, class Number>
 struct DeviceWarp {
   using A = Number;
@@ -78,6 +86,7 @@ struct DeviceBlock : DeviceWarp<State, float> {
   __device__ __forceinline__ void begin(unsigned) { __syncthreads(); }
   template <int N>
   __device__ __forceinline__ void send(const Place& at, int, int to, const unsigned (&words)[N], int64) {
+    lose_time();
     FASTRNN_UNROLL for (int x = 0; x < N; ++x) reinterpret_cast<unsigned*>(at.v())[to + x] = words[x];
   }
   template <class F, class G>
@@ -86,7 +95,10 @@ struct DeviceBlock : DeviceWarp<State, float> {
     __syncthreads();
     g(*this);
   }
-  __device__ __forceinline__ void wait(int64, unsigned) { __syncthreads(); }
+  __device__ __forceinline__ void wait(int64, unsigned) {
+    __syncthreads();
+    lose_time();
+  }
   __device__ __forceinline__ void end() {}
 };
 
