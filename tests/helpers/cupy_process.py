@@ -30,5 +30,6 @@ def message(kind, function, *args, **kwargs):
 
 
 def run(code: str, **environment: str) -> str:
-    """What the code prints after the prelude."""
-    return output_of(PRELUDE + code, timeout=300, **environment)
+    """What the code prints after the prelude. Without the compiled node of fastrnn.torch, which a user may have: it
+    looks at the real device of a tensor that only says it is on a GPU."""
+    return output_of(PRELUDE + code, timeout=300, FASTRNN_TORCH_NODE="0", **environment)
