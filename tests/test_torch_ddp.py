@@ -142,10 +142,13 @@ def test_the_script_of_the_readme_runs_under_torchrun(torch: Any, tmp_path: Path
     script = readme.split("# train.py: torchrun --nproc-per-node=2 train.py\n")[1].split("```")[0]
     (tmp_path / "train.py").write_text(TRAIN + script.replace("    ...\n", STEP))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FASTRNN_")}
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    for _ in range(3):
+        result = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        if "terminate called without an active exception" not in result.stderr:
+            break  # else a thread of gloo's outlived the interpreter, now and then: pytorch/pytorch#190489
     assert result.returncode == 0, result.stderr
     found = [(tmp_path / f"found{rank}").read_text() for rank in range(2)]
     assert found[0] == found[1]
