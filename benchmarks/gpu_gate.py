@@ -206,8 +206,8 @@ def correctness(out: Path) -> dict[str, Any]:
     """Every kernel on every case."""
 
     def items() -> Iterator[Any]:
-        yield from checks.recurrence_correctness(gpu_recurrences)
         yield from checks.correctness(gpu_subjects())
+        yield from checks.recurrence_correctness(gpu_recurrences)
 
     return _journal(out, "correctness", items())
 
@@ -223,9 +223,9 @@ def races(out: Path) -> dict[str, Any]:
                 hog[1:] = hog[:-1]
 
     def items() -> Iterator[Any]:
-        for key, run in checks.recurrence_races(gpu_recurrences, disturb=disturb):
-            yield f"beside a hog: {key}", run
         for key, run in checks.races(gpu_subjects(), disturb=disturb):
+            yield f"beside a hog: {key}", run
+        for key, run in checks.recurrence_races(gpu_recurrences, disturb=disturb):
             yield f"beside a hog: {key}", run
         for key, run in checks.races(gpu_subjects(delays=True), repeats=40):
             yield f"with delays: {key}", run

@@ -163,9 +163,13 @@ def onnxruntime() -> Any:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """csrc/cuda, compiled for this machine; with sanitizers where the process has AddressSanitizer."""
+    """csrc/cuda, compiled for this machine; with sanitizers where the process has AddressSanitizer. A missing compiler
+    is an error where the backend cpp has to be there."""
     from helpers import cuda_host
 
+    if cuda_host.compiler() is None:
+        expected = "cpp" in os.environ.get("FASTRNN_EXPECT_BACKENDS", "").split(",")
+        (pytest.fail if expected else pytest.skip)("no C++ compiler")
     sanitize = "libasan" in os.environ.get("LD_PRELOAD", "")
     return cuda_host.load(cuda_host.build(tmp_path_factory.mktemp("cuda_host"), sanitize=sanitize))
 

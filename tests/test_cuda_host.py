@@ -21,8 +21,6 @@ from helpers.recurrence import narrow as helpers_narrow
 
 from fastrnn._backends.cuda_call import STORAGE, Call
 
-pytestmark = pytest.mark.skipif(cuda_host.compiler() is None, reason="no C++ compiler")
-
 BLOCK = ("block_8_1", "block_8_4", "block_32_1", "block_32_4")
 # name, blocks of a cluster, the largest H that a case asks of it
 VARIANTS = [
@@ -92,7 +90,7 @@ def test_rows_have_the_same_bits_in_every_batch_tile(host: Any) -> None:
     assert_all_same_bits(four, one, "block_32_4 against block_32_1", ("output", "h_n"))
 
 
-@pytest.mark.parametrize("name", ["block_8_4", "block_32_1", "step"])
+@pytest.mark.parametrize("name", ["block_8_4", "block_32_1", "step", "mma_block_8_tf32x3"])
 def test_output_may_lie_on_the_input_product(host: Any, name: str) -> None:
     p = recurrence(Case(T=5, B=6, H=31, lengths="ragged", reset=True, seed=4))
     kernel = HostKernel(host, name)
@@ -147,7 +145,7 @@ def strided(a: Any) -> Any:
     return view
 
 
-@pytest.mark.parametrize("name", ["block_8_4", "step"])
+@pytest.mark.parametrize("name", ["block_8_4", "step", "mma_block_8_tf32x3"])
 def test_strides(host: Any, name: str) -> None:
     p = recurrence(Case(T=4, B=5, H=17, seed=3))
     kernel = HostKernel(host, name)
@@ -232,10 +230,10 @@ RULES = [  # numbers, B, H, shared memory, largest cluster -> kernel, cluster
     ("float32", 100, 1024, 227, 16, "mma_cluster_8_tf32x3", 16),  # 16 rows find no room
     ("tf32", 1, 100, 227, 16, "mma_block_8_tf32", 1),
     ("tf32", 121, 512, 227, 8, "mma_cluster_16_tf32", 8),
-    ("bfloat16", 32, 512, 227, 16, "mma_cluster_8_bfloat", 8),
-    ("bfloat16", 1, 128, 227, 0, "mma_block_8_bfloat", 1),
-    ("bfloat16", 57, 1024, 227, 16, "mma_cluster_16_bfloat", 16),
-    ("float16", 1, 1024, 227, 16, "mma_cluster_8_half", 16),
+    ("bfloat16", 32, 512, 227, 16, "mma_cluster_8_bf16", 8),
+    ("bfloat16", 1, 128, 227, 0, "mma_block_8_bf16", 1),
+    ("bfloat16", 57, 1024, 227, 16, "mma_cluster_16_bf16", 16),
+    ("float16", 1, 1024, 227, 16, "mma_cluster_8_f16", 16),
     ("float16", 1, 1025, 227, 16, "step", 1),
     ("float32", 1, 1024, 227, 16, "cluster_32_1", 16),
     ("float32", 1, 1024, 227, 8, "step", 1),  # no cluster of 16, and 8 cannot hold w_hh
@@ -269,8 +267,8 @@ def test_a_plan_says_why_there_is_none(host: Any) -> None:
     assert why("float32", 1024, "cluster_16_4", 8) == (
         "w_hh does not fit into the registers and the shared memory of its blocks"
     )
-    assert why("float32", 8, "mma_block_8_half") == "its tensor core instruction is for another dtype"
-    assert why("bfloat16", 129, "mma_block_8_bfloat") == "too many hidden units for the threads of its blocks"
+    assert why("float32", 8, "mma_block_8_f16") == "its tensor core instruction is for another dtype"
+    assert why("bfloat16", 129, "mma_block_8_bf16") == "too many hidden units for the threads of its blocks"
 
 
 # ---- 16-bit storage

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import cuda_host
 from helpers.cases import Case, Problem, random_cases
 from helpers.compare import assert_all_same_bits, assert_same_bits
 from helpers.cuda_host import HostKernel, pointer
@@ -19,12 +18,10 @@ from helpers.recurrence import STORAGE, Run, recurrence
 from fastrnn import _backends
 from fastrnn._backends.cuda_call import FIELDS, Call
 
-pytestmark = pytest.mark.skipif(cuda_host.compiler() is None, reason="no C++ compiler")
-
 PRECISIONS = tuple(STORAGE)
 TILES = [("mma_block_8", 1), *[(f"mma_cluster_{rows}", cluster) for rows in (8, 16) for cluster in (2, 3, 8)]]
 VARIANTS = [(f"{tile}_{precision}", cluster) for tile, cluster in TILES for precision in PRECISIONS]
-ONE_OF_EACH = ["mma_block_8_half", "mma_cluster_8_tf32x3", "mma_cluster_16_bfloat", "mma_block_8_tf32"]
+ONE_OF_EACH = ["mma_block_8_f16", "mma_cluster_8_tf32x3", "mma_cluster_16_bf16", "mma_block_8_tf32"]
 IDS = [f"{name}x{cluster}" for name, cluster in VARIANTS]
 
 
@@ -50,8 +47,8 @@ def test_every_width_of_a_block(host: Any, precision: str, H: int) -> None:
     run(host, f"mma_block_8_{precision}", 1, p).check(f"H = {H}")
 
 
-WIDE = [("mma_cluster_8_half", 16, 1000), ("mma_cluster_16_bfloat", 8, 511), ("mma_cluster_8_tf32x3", 16, 1023),
-        ("mma_cluster_16_tf32x3", 8, 510), ("mma_cluster_8_tf32", 16, 1024), ("mma_cluster_8_bfloat", 16, 1024),
+WIDE = [("mma_cluster_8_f16", 16, 1000), ("mma_cluster_16_bf16", 8, 511), ("mma_cluster_8_tf32x3", 16, 1023),
+        ("mma_cluster_16_tf32x3", 8, 510), ("mma_cluster_8_tf32", 16, 1024), ("mma_cluster_8_bf16", 16, 1024),
         ("mma_cluster_8_tf32x3", 4, 256)]  # fmt: skip
 
 

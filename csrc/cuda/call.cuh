@@ -13,7 +13,7 @@
 //   rnn_forward_cluster_K_B, ..._cluster_barrier_K_B (Call)    the same over a cluster of C blocks, K = 16 or 32
 //     `units` = ceil(H / C) rounded up as above, `cluster` = C; grid = C ceil(B / B_tile), cluster dimension C.
 //   rnn_forward_mma_block_N_P, ..._mma_cluster_N_P (Call)      the same on tensor cores: N = 8 or 16 batch rows,
-//     P = half, bfloat, tf32x3, tf32; blocks S = 1, clusters S = 2 slices of w_hh's columns. `units` = ceil(H / C)
+//     P = f16, bf16, tf32x3, tf32; blocks S = 1, clusters S = 2 slices of w_hh's columns. `units` = ceil(H / C)
 //     rounded up to a multiple of 16, at most 128 / S; `chunks` = ceil(ceil(H element bytes / 64) / S);
 //     block = 2 S units threads, dynamic shared memory = mma_shared_bytes() of mma_tile.cuh.
 //   rnn_forward_step_f32, rnn_backward_step_f32 and ..._f64 (Call, int64 i)   any H, any dtype (f64 for float64)

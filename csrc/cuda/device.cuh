@@ -2,18 +2,11 @@
 #pragma once
 
 #include "mma.cuh"
+#include "nvrtc/device.cuh"
 #include "persistent.cuh"
 #include "step.cuh"
 
 namespace fastrnn::gpu {
-
-// Test builds: threads lose time where they are about to read or to send, each another time.
-__device__ __forceinline__ void lose_time() {
-#ifdef FASTRNN_DELAYS
-  const unsigned drawn = (static_cast<unsigned>(clock64()) ^ (blockIdx.x * 40503u + threadIdx.x / 32)) * 2654435761u;
-  if (drawn >> 30 == 0) __nanosleep(drawn >> 20 & 1023);
-#endif
-}
 
 template <class State, class Number>
 struct DeviceWarp {
@@ -38,9 +31,9 @@ struct DeviceWarp {
   asm volatile("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-    if constexpr (P == Precision::half) {
+    if constexpr (P == Precision::f16) {
       FASTRNN_MMA("m16n8k16.row.col.f32.f16.f16.f32");
-    } else if constexpr (P == Precision::bfloat) {
+    } else if constexpr (P == Precision::bf16) {
       FASTRNN_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
     } else {
       FASTRNN_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");

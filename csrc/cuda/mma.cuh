@@ -2,8 +2,8 @@
 // same exchange of v, the same machines with two more parts.
 //
 //   w.mma<Precision>(f, which)  sum[which] += A B; f(registers): the lane's four words of A and two of B
-//   w.leave(address, x, y)      two sums for the warp of the other slice, seen by it in the second part of
 //   m.in_two(f, g)              f(w) by every warp, a barrier of each block, g(w) by every warp
+//   w.leave(address, x, y)      in f: two sums for the warp of the other slice, which sees them in g
 //
 // The sums that a warp leaves for step i + 1 come after it has all of v_{i+1}, of its own block too, which every thread
 // sends after it has read the sums left for step i: one place for each suffices.

@@ -21,20 +21,20 @@
 namespace fastrnn::gpu {
 
 // tf32x3: w v = w_big v_big + (w_big v_rest + w_rest v_big), each a tf32; the roundings of float32, nearly
-enum class Precision { half, bfloat, tf32x3, tf32 };
+enum class Precision { f16, bf16, tf32x3, tf32 };
 
 // Every tile that is compiled: X(slices, batch rows, chunks in registers, precision). The other chunks lie in shared
 // memory.
-#define FASTRNN_MMA_BLOCK_TILES(X) X(1, 8, 4, half) X(1, 8, 4, bfloat) X(1, 8, 8, tf32x3) X(1, 8, 8, tf32)
+#define FASTRNN_MMA_BLOCK_TILES(X) X(1, 8, 4, f16) X(1, 8, 4, bf16) X(1, 8, 8, tf32x3) X(1, 8, 8, tf32)
 #define FASTRNN_MMA_CLUSTER_TILES(X) \
-  X(2, 8, 16, half)                  \
-  X(2, 8, 16, bfloat)                \
-  X(2, 8, 16, tf32x3) X(2, 8, 14, tf32) X(2, 16, 16, half) X(2, 16, 16, bfloat) X(2, 16, 12, tf32x3) X(2, 16, 14, tf32)
+  X(2, 8, 16, f16)                   \
+  X(2, 8, 16, bf16)                  \
+  X(2, 8, 16, tf32x3) X(2, 8, 14, tf32) X(2, 16, 16, f16) X(2, 16, 16, bf16) X(2, 16, 12, tf32x3) X(2, 16, 14, tf32)
 
 constexpr int mma_units = 16, mma_rows = 8, mma_warps = 8;
 
-FASTRNN_HD int mma_element_bytes(Precision precision) {
-  return precision == Precision::half || precision == Precision::bfloat ? 2 : 4;
+constexpr int mma_element_bytes(Precision precision) {
+  return precision == Precision::f16 || precision == Precision::bf16 ? 2 : 4;
 }
 
 // Of a block: threads, and bytes of dynamic shared memory
@@ -66,7 +66,7 @@ struct MmaTile {
   static_assert((S == 1 || S == 2) && N % mma_rows == 0 && N <= 16, "tile");
   static constexpr Precision precision = P;
   static constexpr int slices = S, batch = N, register_chunks = RegisterChunks;
-  static constexpr int element_bytes = P == Precision::half || P == Precision::bfloat ? 2 : 4;
+  static constexpr int element_bytes = mma_element_bytes(P);
   static constexpr int lane_columns = 16 / element_bytes;       // of a chunk
   static constexpr int tiles = N / mma_rows;                    // of 8 batch rows
   static constexpr int chains = 4 / tiles;                      // of an mma's sums, for latency
@@ -104,7 +104,7 @@ struct MmaTile {
   static FASTRNN_HD int weights(int chunk, int of_two, int thread, int threads) {  // in Fours
     return ((chunk - register_chunks) * 2 + of_two) * threads + thread;
   }
-  static FASTRNN_HD int64 bytes(const Call& call, int) {
+  static FASTRNN_HD int64 bytes(const Call& call) {
     return mma_shared_bytes(call, S, N, element_bytes, register_chunks);
   }
   static FASTRNN_HD unsigned bytes_of_step(const Call& call) {  // that each block receives
@@ -143,8 +143,8 @@ FASTRNN_HD unsigned word_of(float a) {  // of one number of 4 bytes
 
 template <Precision P>
 FASTRNN_HD unsigned word_of(float first, float second) {  // of two numbers of 2 bytes
-  const unsigned low = P == Precision::half ? to_f16(first) : to_bf16(first);
-  const unsigned high = P == Precision::half ? to_f16(second) : to_bf16(second);
+  const unsigned low = P == Precision::f16 ? to_f16(first) : to_bf16(first);
+  const unsigned high = P == Precision::f16 ? to_f16(second) : to_bf16(second);
   return low | high << 16;
 }
 

@@ -69,7 +69,7 @@ inline bool place_units(Call& call, int64 cluster, int64 step, int64 most) {
 }
 
 inline int64 storage_of(Precision precision) {
-  return precision == Precision::half ? f16 : precision == Precision::bfloat ? bf16 : f32;
+  return precision == Precision::f16 ? f16 : precision == Precision::bf16 ? bf16 : f32;
 }
 
 // Fills the plan's fields of the call. max_shared: bytes a block of this device may have.
@@ -139,7 +139,8 @@ struct Rule {
 
 inline constexpr int64 any = 0x7fffffffffffffff;
 
-// Of 132 multiprocessors, 33 clusters of 4 can run at once, 15 of 8 and 7 of 16: then rather 16 rows to a cluster.
+// Of 132 multiprocessors, 33 clusters of 4 can run at once, 15 of 8 and 7 of 16: with more rows than these hold, 16 to
+// a cluster, where they find room.
 #define FASTRNN_TENSOR_CORE_RULES(numbers, least_B, precision)         \
   {numbers, least_B, any, 128, "mma_block_8_" #precision, 1},          \
       {numbers, least_B, 264, 256, "mma_cluster_8_" #precision, 4},    \
@@ -151,8 +152,8 @@ inline constexpr int64 any = 0x7fffffffffffffff;
       {numbers, least_B, any, 1024, "mma_cluster_8_" #precision, 16}
 
 inline constexpr Rule rules[] = {
-    FASTRNN_TENSOR_CORE_RULES(Numbers::f16, 1, half),
-    FASTRNN_TENSOR_CORE_RULES(Numbers::bf16, 1, bfloat),
+    FASTRNN_TENSOR_CORE_RULES(Numbers::f16, 1, f16),
+    FASTRNN_TENSOR_CORE_RULES(Numbers::bf16, 1, bf16),
     FASTRNN_TENSOR_CORE_RULES(Numbers::f32_as_tf32, 1, tf32),
     FASTRNN_TENSOR_CORE_RULES(Numbers::f32, 32, tf32x3),
     {Numbers::all, 0, 1023, 64, "block_32_1", 1},      //

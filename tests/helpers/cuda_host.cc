@@ -36,7 +36,7 @@ void run(const Kernel& kernel, const Call& call, const Plan& plan, unsigned seed
   if (uses_tensor_cores(kernel) && kernel.lanes == S && kernel.batch == N && kernel.register_chunks == chunks && \
       kernel.precision == Precision::p) {                                                                        \
     using Tile = MmaTile<S, N, chunks, Precision::p>;                                                            \
-    return run_clusters<PersistentMma<C, Tile>>(call, plan, Tile::bytes(call, plan.threads), seed);              \
+    return run_clusters<PersistentMma<C, Tile>>(call, plan, Tile::bytes(call), seed);                            \
   }
   FASTRNN_MMA_BLOCK_TILES(FASTRNN_RUN_MMA)
   FASTRNN_MMA_CLUSTER_TILES(FASTRNN_RUN_MMA)

@@ -58,7 +58,7 @@ struct HostWarp {
   // A (16, k) and B (k, 8), gathered from the lanes as PTX ISA lays them out; the sum in double, rounded once
   template <Precision P, class GetFactors>
   void mma(GetFactors factors_of, int which) {
-    constexpr int per_word = P == Precision::half || P == Precision::bfloat ? 2 : 1, k = 8 * per_word;
+    constexpr int per_word = P == Precision::f16 || P == Precision::bf16 ? 2 : 1, k = 8 * per_word;
     float a[16][k], b[k][8];
     for (int lane = 0; lane < 32; ++lane) {
       const Factors factors = factors_of(registers[static_cast<std::size_t>(lane)]);
@@ -79,10 +79,10 @@ struct HostWarp {
 
   template <Precision P>
   static void numbers(unsigned word, float* to, int stride) {
-    if constexpr (P == Precision::half || P == Precision::bfloat) {
+    if constexpr (P == Precision::f16 || P == Precision::bf16) {
       for (int x = 0; x < 2; ++x) {
         const unsigned short h = static_cast<unsigned short>(word >> 16 * x);
-        to[x * stride] = P == Precision::half ? from_f16(h) : from_bf16(h);
+        to[x * stride] = P == Precision::f16 ? from_f16(h) : from_bf16(h);
       }
     } else {
       if (word & 0x1fffu && (word & 0x7fffffffu) < 0x7f800000u) throw std::logic_error("not a tf32");

@@ -21,7 +21,7 @@ ARRAYS = ("x", "h_0", "w_hh", "recurrent_mask", "d_output", "d_h_n")
 # On tensor cores: the relative error of a product of two numbers rounded to 11 bits; or of two split in two of 11 bits
 # each, without the product of the second ones
 PRODUCT_ERROR = {"tf32": 2.0**-10 + 2.0**-22, "tf32x3": 2.0**-21}
-STORAGE = {"half": "float16", "bfloat": "bfloat16", "tf32": "float32", "tf32x3": "float32"}
+STORAGE = {"f16": "float16", "bf16": "bfloat16", "tf32": "float32", "tf32x3": "float32"}
 
 
 def as_recurrence(p: Problem) -> Problem:
