@@ -91,13 +91,14 @@ struct OperandRows {
   T* panels = nullptr;             // packed_size(rows, columns)
 };
 
-// d_w(:, column .. column + columns) = or += d_sum^T operand over the rows of one block of the canonical sum.
+// d_w(units, columns) = or += d_sum^T operand over the rows of one block of the canonical sum.
 template <class T>
 struct WeightGradient {
-  index rows = 0, H = 0;
+  index rows = 0;
   const T* d_sum_tiles = nullptr;     // from pack_tiles
   const T* operand_panels = nullptr;  // from pack_operand
-  index column = 0, columns = 0;      // one panel: column is a multiple of tile_columns
+  Columns units = {0, 0};             // whole tiles, but for the last of all
+  Columns columns = {0, 0};           // whole panels, but for the last of all
   T* d_w = nullptr;
   index d_w_row = 0;
   bool add = true;

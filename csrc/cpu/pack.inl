@@ -12,6 +12,7 @@ struct Tile {
   static constexpr index most_vectors = 8;  // of one row, over a group of panels
   static constexpr index sum_size = rows * most_vectors * lanes;
   static constexpr index unpacked_vectors = 4;  // the same where the panels are packed on the way
+  static constexpr index turned_vectors = 64 / (lanes * static_cast<index>(sizeof(T)));  // where they are turned
 
   // panels worked on at once with r rows, so that about rows * panel_vectors independent chains hide the FMA's latency
   FN index group(index r) {
@@ -20,7 +21,9 @@ struct Tile {
     if (r == 3) return panel_vectors == 4 ? 1 : 2;
     return 1;
   }
-  FN index unpacked_group(index r) { return r <= 3 ? unpacked_vectors / panel_vectors : 1; }
+  FN index unpacked_group(index r) {
+    return r == 1 ? most_vectors / panel_vectors : r <= 3 ? unpacked_vectors / panel_vectors : 1;
+  }
 };
 
 // One panel of `valid` outputs, filled up with 0 to `width`

@@ -442,26 +442,43 @@ private:
 
   // ---- 3. the weight gradients
 
+  // Of one of the two weights: tasks of all units and one panel of columns, which stays in cache; or of all columns and
+  // some units where the whole operand stays there, so that each row of d_w is written from end to end.
+  struct WeightTasks {
+    bool by_units;
+    index size, count;  // units or columns of a task
+    Columns units(index task, index H) const { return by_units ? part(task, H) : Columns{0, H}; }
+    Columns columns(index task, index width) const { return by_units ? Columns{0, width} : part(task, width); }
+    Columns part(index task, index of) const {
+      return Columns{task * size, (task + 1) * size < of ? (task + 1) * size : of};
+    }
+  };
+
+  WeightTasks weight_tasks(const Matrix<T>& d_w, index width) const {
+    if (!d_w.data) return WeightTasks{false, 0, 0};
+    const bool by_units = lines_ * width * static_cast<index>(sizeof(T)) <= operand_in_cache;
+    const index size = by_units ? tiles_a_task * k_.tile_rows : k_.tile_columns;
+    return WeightTasks{by_units, size, ((by_units ? p_.shape.H : width) + size - 1) / size};
+  }
+
   void weight_phase() {
-    const index columns = k_.tile_columns;
-    const index ih_tasks = p_.d_w_ih.data ? (p_.shape.I + columns - 1) / columns : 0;
-    const index hh_tasks = p_.d_w_hh.data ? (p_.shape.H + columns - 1) / columns : 0;
-    parallel_for(ih_tasks + hh_tasks, threads_, control_, [&](index task, int worker) {
+    const WeightTasks ih = weight_tasks(p_.d_w_ih, p_.shape.I), hh = weight_tasks(p_.d_w_hh, p_.shape.H);
+    parallel_for(ih.count + hh.count, threads_, control_, [&](index task, int worker) {
       if (control_.stopped(worker == 0)) return;
       if (fault(Fault::d_w_panel_missed) && threads_ > 1 && task == 0) return;
-      const bool hh = task >= ih_tasks;
-      const Matrix<T>& d_w = hh ? p_.d_w_hh : p_.d_w_ih;
-      const index width = hh ? p_.shape.H : p_.shape.I;
+      const bool is_hh = task >= ih.count;
+      const Matrix<T>& d_w = is_hh ? p_.d_w_hh : p_.d_w_ih;
+      const WeightTasks& tasks = is_hh ? hh : ih;
+      const index of_these = is_hh ? task - ih.count : task;
       WeightGradient<T> g;
       g.rows = lines_;
-      g.H = p_.shape.H;
       g.d_sum_tiles = d_sum_tiles_;
-      g.operand_panels = hh ? h_panels_ : x_panels_;
-      g.column = (hh ? task - ih_tasks : task) * columns;
-      g.columns = width - g.column < columns ? width - g.column : columns;
+      g.operand_panels = is_hh ? h_panels_ : x_panels_;
+      g.units = tasks.units(of_these, p_.shape.H);
+      g.columns = tasks.columns(of_these, is_hh ? p_.shape.H : p_.shape.I);
       g.d_w = d_w.data;
       g.d_w_row = d_w.row;
-      g.add = (p_.accumulate && !(hh && fault(Fault::sums_begin_again))) || end_ < order_.steps();
+      g.add = (p_.accumulate && !(is_hh && fault(Fault::sums_begin_again))) || end_ < order_.steps();
       k_.weight_gradient(g);
     });
   }
@@ -499,8 +516,9 @@ private:
     });
   }
 
-  static constexpr index group_lines = 48;  // rows of one task: d_x and packing
-  static constexpr index tiles_a_task = 8;  // tiles of d_sum packed by one task
+  static constexpr index group_lines = 48;              // rows of one task: d_x and packing
+  static constexpr index tiles_a_task = 8;              // tiles of d_sum that one task packs, or turns into rows of d_w
+  static constexpr index operand_in_cache = 64 * 1024;  // bytes
 
   const BackwardProblem<T>& p_;
   const Kernels<T>& k_;

@@ -91,6 +91,24 @@ static void backward_step(const BackwardStep<T>& a) {
                Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, begin, finish);
 }
 
+// d_w = or += sum + acc, from registers: the compiler would make a copy of a buffer of them, which is slow for so few.
+template <class T, unsigned R, unsigned W>
+FN void store_gradient(T* d_w, index d_w_row, index units, index columns, const T* sum,
+                       const typename Vec<T>::V (&acc)[R][W], bool add) {
+  using S = Vec<T>;
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r) {
+    if (static_cast<index>(r) >= units) return;
+    T* to = d_w + static_cast<index>(r) * d_w_row;
+#pragma GCC unroll 4
+    for (unsigned w = 0; w < W; ++w) {
+      const index c = w * S::lanes, n = columns - c < S::lanes ? columns - c : S::lanes;
+      const auto block = S::add(sum ? S::load(sum + (r * W + w) * S::lanes) : S::set(T(0)), acc[r][w]);
+      store_lanes(to + c, add ? S::add(load_lanes(to + c, n), block) : block, n);
+    }
+  }
+}
+
 // One tile of d_w: Tile::rows units x W vectors of columns over all rows of the block, both operands packed.
 template <class T, unsigned W>
 static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, index d_w_row, index units,
@@ -98,52 +116,55 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
   using S = Vec<T>;
   constexpr unsigned R = Tile<T>::rows;
   constexpr index width = W * S::lanes;
-  alignas(64) T sum[R * static_cast<unsigned>(width)];
-  clear_sums(sum, R * width);
-  if (units > static_cast<index>(R)) units = R;
-  for (index r = 0; r < units; ++r) {
+  for (index r = 0; r < units && r < static_cast<index>(R); ++r) {
     prefetch(d_w + r * d_w_row);
     prefetch(d_w + r * d_w_row + columns - 1);
   }
-  for (index first = 0; first < rows; first += gradient_chain) {
-    const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
-    typename S::V acc[R][W];
-    chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, n);
-    if (!(fault(Fault::d_w_chain_skipped) && first == gradient_chain)) add_chain<T, R, W>(sum, acc);
+  alignas(64) T sum[R * static_cast<unsigned>(width)];
+  typename S::V acc[R][W];
+  index n = rows < gradient_chain ? rows : gradient_chain;
+  chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, n);
+  if (n == rows) {
+    store_gradient<T, R, W>(d_w, d_w_row, units, columns, nullptr, acc, add);
+    return;
+  }
+  clear_sums(sum, R * width);
+  for (index first = gradient_chain; first < rows; first += gradient_chain) {
+    add_chain<T, R, W>(sum, acc);
     d_sum += n * R;
     operand += n * width;
+    n = rows - first < gradient_chain ? rows - first : gradient_chain;
+    const bool skipped = fault(Fault::d_w_chain_skipped) && first == gradient_chain;
+    chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, skipped ? 0 : n);
   }
-  for (index r = 0; r < units; ++r) {
-    T* to = d_w + r * d_w_row;
-    for_each_vector<T>(columns, [&](index c, index n) {
-      const auto block = S::load(sum + r * width + c);
-      store_lanes(to + c, add ? S::add(load_lanes(to + c, n), block) : block, n);
-    });
-  }
+  store_gradient<T, R, W>(d_w, d_w_row, units, columns, sum, acc, add);
 }
 
+// Tile of units by tile of units, over all panels: rows of d_w are written from end to end where there are many panels.
 template <class T>
 static void weight_gradient(const WeightGradient<T>& a) {
   using G = Tile<T>;
-  const index vectors = (a.columns + G::lanes - 1) / G::lanes;
-  const T* operand = a.operand_panels + a.column * a.rows;
-  for (index unit = 0; unit < a.H; unit += G::rows) {
+  for (index unit = a.units.first; unit < a.units.last; unit += G::rows) {
     const T* d_sum = a.d_sum_tiles + unit * a.rows;
-    T* d_w = a.d_w + unit * a.d_w_row + a.column;
-    const index units = a.H - unit;
-    switch (vectors) {
-      case 1:
-        gradient_tile<T, 1>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns, a.add);
-        break;
-      case 2:
-        gradient_tile<T, 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns, a.add);
-        break;
-      case 3:
-        gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns,
-                                                        a.add);
-        break;
-      default:
-        gradient_tile<T, G::panel_vectors>(d_sum, operand, a.rows, d_w, a.d_w_row, units, a.columns, a.add);
+    const index units = a.units.last - unit;
+    for (index column = a.columns.first; column < a.columns.last; column += G::columns) {
+      const T* operand = a.operand_panels + column * a.rows;
+      T* d_w = a.d_w + unit * a.d_w_row + column;
+      const index columns = a.columns.last - column < G::columns ? a.columns.last - column : G::columns;
+      switch ((columns + G::lanes - 1) / G::lanes) {
+        case 1:
+          gradient_tile<T, 1>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
+          break;
+        case 2:
+          gradient_tile<T, 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
+          break;
+        case 3:
+          gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns,
+                                                          a.add);
+          break;
+        default:
+          gradient_tile<T, G::panel_vectors>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
+      }
     }
   }
 }

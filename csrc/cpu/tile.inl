@@ -90,16 +90,44 @@ static void add_blocks(T* s, const T* const* a, index first, index terms, index 
   }
 }
 
-// The same for one row and W whole vectors of outputs, with weights as they lie. Where an output's terms lie side by
-// side, blocks of them are turned in registers and used at once, a cache line of each output at a time.
+// The same for one row and W whole vectors of outputs, with weights as they lie: any strides, at best outputs that lie
+// side by side. The terms' lines are far apart, so they are asked for early.
 template <class T, unsigned W>
 static void add_blocks_unpacked(T* s, const T* a, index terms, index block, const T* b, index term_stride,
                                 index output_stride) {
   using S = Vec<T>;
-  constexpr index line = 64 / static_cast<index>(sizeof(T)), together = Turn<T>::terms;
+  constexpr index early = 8;
   for (index k = 0; k < terms; k += block) {
     const index end = k + block < terms ? k + block : terms;
-    const index lines = term_stride == 1 && output_stride != 1 ? k + (end - k) / line * line : k;
+    const T* const of = fault(Fault::short_call_block_repeated) ? a - k : a;
+    typename S::V acc[1][W];
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) acc[0][w] = S::set(T(0));
+    for (index t = k; t < end; ++t) {
+      const auto av = S::set(of[t]);
+      const T* from = b + t * term_stride;
+#pragma GCC unroll 8
+      for (unsigned w = 0; w < W; ++w) {
+        if (output_stride == 1) prefetch(from + early * term_stride + w * S::lanes);
+        acc[0][w] =
+            S::add_product(acc[0][w], av, load_strided(from + w * S::lanes * output_stride, output_stride, S::lanes));
+      }
+    }
+    if (!(fault(Fault::sum_block_skipped) && k == block)) add_chain<T, 1, W>(s, acc);
+  }
+}
+
+// The same where each output's terms lie side by side: small blocks are turned in registers and used at once, a cache
+// line of each output at a time. Few outputs at once, which share cache sets where they lie some multiple of 4 KiB
+// apart; the lines that follow are asked for early.
+template <class T>
+static void add_blocks_turned(T* s, const T* a, index terms, index block, const T* b, index output_stride) {
+  using S = Vec<T>;
+  constexpr unsigned W = Tile<T>::turned_vectors;
+  constexpr index line = 64 / static_cast<index>(sizeof(T)), together = Turn<T>::terms, early = 2 * line;
+  for (index k = 0; k < terms; k += block) {
+    const index end = k + block < terms ? k + block : terms;
+    const index lines = k + (end - k) / line * line;
     const T* const of = fault(Fault::short_call_block_repeated) ? a - k : a;
     typename S::V acc[1][W];
 #pragma GCC unroll 4
@@ -107,12 +135,15 @@ static void add_blocks_unpacked(T* s, const T* a, index terms, index block, cons
     for (index t = k; t < lines; t += line) {
 #pragma GCC unroll 4
       for (unsigned w = 0; w < W; ++w) {
+        const T* from = b + w * S::lanes * output_stride + t;
+#pragma GCC unroll 16
+        for (index c = 0; c < S::lanes; ++c) prefetch(from + c * output_stride + early);
 #pragma GCC unroll 8
-        for (index q = t; q < t + line; q += together) {
+        for (index q = 0; q < line; q += together) {
           typename S::V turned[Turn<T>::terms];
-          Turn<T>::block(turned, b + w * S::lanes * output_stride + q, output_stride);
+          Turn<T>::block(turned, from + q, output_stride);
 #pragma GCC unroll 4
-          for (index i = 0; i < together; ++i) acc[0][w] = S::add_product(acc[0][w], S::set(of[q + i]), turned[i]);
+          for (index i = 0; i < together; ++i) acc[0][w] = S::add_product(acc[0][w], S::set(of[t + q + i]), turned[i]);
         }
       }
     }
@@ -120,11 +151,36 @@ static void add_blocks_unpacked(T* s, const T* a, index terms, index block, cons
       const auto av = S::set(of[t]);
 #pragma GCC unroll 4
       for (unsigned w = 0; w < W; ++w) {
-        const T* from = b + w * S::lanes * output_stride + t * term_stride;
+        const T* from = b + w * S::lanes * output_stride + t;
         acc[0][w] = S::add_product(acc[0][w], av, load_strided(from, output_stride, S::lanes));
       }
     }
     if (!(fault(Fault::sum_block_skipped) && k == block)) add_chain<T, 1, W>(s, acc);
+  }
+}
+
+// One row and `vectors` whole vectors of outputs, as they lie
+template <class T>
+FN void add_row_unpacked(T* s, const T* a, index terms, index block, index vectors, const T* b, index term_stride,
+                         index output_stride) {
+  using G = Tile<T>;
+  if (term_stride == 1 && output_stride != 1) {
+    for (; vectors >= G::turned_vectors; vectors -= G::turned_vectors) {
+      add_blocks_turned<T>(s, a, terms, block, b, output_stride);
+      s += G::turned_vectors * G::lanes;
+      b += G::turned_vectors * G::lanes * output_stride;
+    }
+  }
+  while (vectors > 0) {
+    const index w = vectors >= 8 ? 8 : vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1;
+    const auto add_some = w == 8   ? add_blocks_unpacked<T, 8>
+                          : w == 4 ? add_blocks_unpacked<T, 4>
+                          : w == 2 ? add_blocks_unpacked<T, 2>
+                                   : add_blocks_unpacked<T, 1>;
+    add_some(s, a, terms, block, b, term_stride, output_stride);
+    vectors -= w;
+    s += w * G::lanes;
+    b += w * G::lanes * output_stride;
   }
 }
 
@@ -188,23 +244,6 @@ static AddBlocks<T> add_blocks_for(index r, index vectors) {
   }
 }
 
-template <class T>
-using AddBlocksUnpacked = void (*)(T*, const T*, index, index, const T*, index, index);
-
-template <class T>
-static AddBlocksUnpacked<T> add_blocks_unpacked_for(index vectors) {
-  switch (vectors) {
-    case 1:
-      return add_blocks_unpacked<T, 1>;
-    case 2:
-      return add_blocks_unpacked<T, 2>;
-    case 3:
-      return add_blocks_unpacked<T, 3>;
-    default:
-      return add_blocks_unpacked<T, 4>;
-  }
-}
-
 // Rows split into even tiles of at most `most` rows: 16 becomes 6 + 5 + 5, not 6 + 6 + 4.
 struct RowTiles {
   index count, base, longer;
@@ -245,7 +284,7 @@ FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Produ
   index done = 0;  // outputs
   if (at.rows == 1 && at.columns >= G::lanes) {
     const index vectors = at.columns / G::lanes;
-    add_blocks_unpacked_for<T>(vectors)(s, a.rows[at.row], a.terms, block, from, w.term_stride, w.output_stride);
+    add_row_unpacked(s, a.rows[at.row], a.terms, block, vectors, from, w.term_stride, w.output_stride);
     done = vectors * G::lanes;
     if (done == at.columns) return;
     add_blocks = add_blocks_for<T>(1, 1);  // of what is left
