@@ -148,6 +148,8 @@ class _Plan:
             range(0, T if self.B else 0, steps),
         )  # of the chunks, in the order of processing
         self._kept = [self._spans(i0) for i0 in self.starts] if len(self.starts) <= KEPT_SPANS else None
+        self.output_shape = (*shape[:-1], H)
+        self.plain: dict[tuple[Any, str], Options] = {}  # by dtype and activation, for calls without other options
 
     def whole(self) -> bool:
         """One call of compiled code computes all of a chunk: with the same bits as in parts, which threads share."""
@@ -226,12 +228,16 @@ def _rows(array: Array, plan: _Plan, more_rows: int = 0, blank: bool = False) ->
 
 def _read(rows: Array | _Staged, span: _Span) -> Array:
     """The rows r0..r1."""
-    return rows.read(span) if isinstance(rows, _Staged) else rows[span.r0 : span.r1]
+    if isinstance(rows, _Staged):
+        return rows.read(span)
+    return rows if span.r1 - span.r0 == len(rows) else rows[span.r0 : span.r1]
 
 
 def _room(rows: Array | _Staged, span: _Span) -> Array:
     """Where the rows r0..r1 may be written; write() puts staged ones into their array."""
-    return rows.buffer[: span.r1 - span.r0] if isinstance(rows, _Staged) else rows[span.r0 : span.r1]
+    if isinstance(rows, _Staged):
+        return rows.buffer[: span.r1 - span.r0]
+    return rows if span.r1 - span.r0 == len(rows) else rows[span.r0 : span.r1]
 
 
 def _product(a: Array, w: Array, out: Array, blas: bool) -> None:
@@ -248,6 +254,16 @@ def _product(a: Array, w: Array, out: Array, blas: bool) -> None:
 
 def _options(options: RnnOptions, plan: _Plan, H: int, dtype: Any) -> Options:
     """The options as the kernels take them."""
+    if not options.plain:
+        return _all_options(options, plan, H, dtype)
+    key = dtype, options.nonlinearity
+    found = plan.plain.get(key)
+    if found is None:
+        found = plan.plain[key] = _all_options(options, plan, H, dtype)
+    return found
+
+
+def _all_options(options: RnnOptions, plan: _Plan, H: int, dtype: Any) -> Options:
     reset, mask, keep, alpha = options.reset, options.recurrent_mask, options.keep_mask, options.alpha
     return (
         plan.first,
@@ -377,12 +393,12 @@ def rnn_forward(
     Memory: the results, the weights transposed, and a chunk of about 1024 rows of x and of out if not C-contiguous.
     """
     H, dtype = len(w_hh), x.dtype
-    output = empty((*x.shape[:-1], H), dtype) if out is None else out
     projected, w_ih = w_ih is None, _NO_ROWS[dtype] if w_ih is None else w_ih
     plan = _plan(x, w_ih.shape[1], H, options)
+    output = empty(plan.output_shape, dtype) if out is None else out
     B = plan.B
     states = _states(h_0, B, H, dtype)
-    masked = options.reset is not None or options.recurrent_mask is not None
+    masked = not options.plain and (options.reset is not None or options.recurrent_mask is not None)
     work = empty((2 * B + 1 if masked else B + 1, H), dtype)
     if plan.dots or plan.blas:
         w, u = np.ascontiguousarray(w_ih), np.ascontiguousarray(w_hh)
