@@ -57,7 +57,8 @@ public:
     const index steps = chunk_ < order_.steps() ? chunk_ : order_.steps();
     const index lines = largest_chunk();
     const bool pack_now = worth_packing(order_.steps(), n.B, k_.tile_rows);
-    const auto w_hh_t = memory_.take<T>(pack_now ? packed_size(k_, n.H, n.H) : 0);
+    const bool pack_w_hh_t = pack_now && (order_.steps() > 1 || p_.d_h_0.data);  // else nothing goes back in time
+    const auto w_hh_t = memory_.take<T>(pack_w_hh_t ? packed_size(k_, n.H, n.H) : 0);
     const auto w_ih_t = memory_.take<T>(pack_now && p_.d_x.data ? packed_size(k_, n.H, n.I) : 0);
     const auto d_sum = memory_.take<T>(checked_product(lines, row_));
     const auto carry = memory_.take<T>(order_.steps() > chunk_ ? checked_product(n.B, row_) : 0);
@@ -83,7 +84,7 @@ public:
 
     w_hh_t_ = Weights<T>{nullptr, p_.w_hh.data, p_.w_hh.row, p_.w_hh.unit};
     w_ih_t_ = Weights<T>{nullptr, p_.w_ih.data, p_.w_ih.row, p_.w_ih.unit};
-    if (pack_now) {
+    if (pack_w_hh_t) {
       w_hh_t_.packed = memory_[w_hh_t];
       pack_parallel(k_, threads_, control_, memory_[w_hh_t], p_.w_hh.data, n.H, p_.w_hh.row, n.H, p_.w_hh.unit);
     }
