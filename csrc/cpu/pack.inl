@@ -9,9 +9,10 @@ struct Tile {
   static constexpr index rows = 6;
   static constexpr index narrow_rows = 8;  // where the tile is one vector wide
   static constexpr index columns = panel_vectors * lanes;
-  static constexpr index most_vectors = 8;  // of one row, over a group of panels
-  static constexpr index sum_size = rows * most_vectors * lanes;
+  static constexpr index most_vectors = 8;      // of one row, over a group of panels
   static constexpr index unpacked_vectors = 4;  // the same where the panels are packed on the way
+  static constexpr index unpacked_tiles = 16;   // of rows at once then
+  static constexpr index unpacked_sum_size = unpacked_tiles * rows * unpacked_vectors * lanes;
   static constexpr index turned_vectors = 64 / (lanes * static_cast<index>(sizeof(T)));  // where they are turned
 
   // panels worked on at once with r rows, so that about rows * panel_vectors independent chains hide the FMA's latency

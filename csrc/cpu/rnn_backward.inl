@@ -121,23 +121,19 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
     prefetch(d_w + r * d_w_row + columns - 1);
   }
   alignas(64) T sum[R * static_cast<unsigned>(width)];
+  const bool several = rows > gradient_chain;
+  if (several) clear_sums(sum, R * width);
   typename S::V acc[R][W];
-  index n = rows < gradient_chain ? rows : gradient_chain;
-  chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, n);
-  if (n == rows) {
-    store_gradient<T, R, W>(d_w, d_w_row, units, columns, nullptr, acc, add);
-    return;
-  }
-  clear_sums(sum, R * width);
-  for (index first = gradient_chain; first < rows; first += gradient_chain) {
+  for (index first = 0;; first += gradient_chain) {
+    const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
+    const bool skipped = fault(Fault::d_w_chain_skipped) && first == gradient_chain;
+    chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, skipped ? 0 : n);
+    if (first + n == rows) break;
     add_chain<T, R, W>(sum, acc);
     d_sum += n * R;
     operand += n * width;
-    n = rows - first < gradient_chain ? rows - first : gradient_chain;
-    const bool skipped = fault(Fault::d_w_chain_skipped) && first == gradient_chain;
-    chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, skipped ? 0 : n);
   }
-  store_gradient<T, R, W>(d_w, d_w_row, units, columns, sum, acc, add);
+  store_gradient<T, R, W>(d_w, d_w_row, units, columns, several ? sum : nullptr, acc, add);
 }
 
 // Tile of units by tile of units, over all panels: rows of d_w are written from end to end where there are many panels.

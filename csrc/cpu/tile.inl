@@ -269,33 +269,54 @@ struct Product {
 
 template <class T>
 FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Product<T>& a) {
+  const bool odd_address = reinterpret_cast<std::uintptr_t>(a.rows[at.row]) % 16 != 0;
+  const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && at.rows == 1) ||
+                           (fault(Fault::sum_order_by_alignment) && odd_address);
+  add_blocks(s, a.rows + at.row, 0, a.terms, other_order ? a.terms : sum_block(a.terms),
+             a.weights.packed + at.column * a.terms, Tile<T>::columns * a.terms);
+}
+
+// Some tiles of the same outputs, one after the other; their sums, too
+struct TileRun {
+  const RowTiles& tiles;
+  index first, last;
+  TileAt at;  // the first of them
+  template <class Visit>
+  inline void each(Visit visit) const {
+    TileAt now = at;
+    for (index tile = first; tile < last; ++tile, now.row += now.rows) {
+      now.rows = tiles.size(tile);
+      visit(now, (now.row - at.row) * now.width);  // where its sums begin
+    }
+  }
+  inline bool one_row() const { return last - first == 1 && tiles.size(first) == 1; }
+};
+
+// The same where weights are not packed: block by block they are, for all tiles of the run; but not for one row.
+template <class T>
+FN void add_product_unpacked(T* s, const TileRun& run, index vectors, const Product<T>& a) {
   using G = Tile<T>;
   const index block = sum_block(a.terms);
   const Weights<T>& w = a.weights;
-  if (w.packed) {
-    const bool odd_address = reinterpret_cast<std::uintptr_t>(a.rows[at.row]) % 16 != 0;
-    const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && at.rows == 1) ||
-                             (fault(Fault::sum_order_by_alignment) && odd_address);
-    add_blocks(s, a.rows + at.row, 0, a.terms, other_order ? a.terms : block, w.packed + at.column * a.terms,
-               G::columns * a.terms);
-    return;
-  }
+  const TileAt& at = run.at;
   const T* from = w.source + at.column * w.output_stride;
   index done = 0;  // outputs
-  if (at.rows == 1 && at.columns >= G::lanes) {
-    const index vectors = at.columns / G::lanes;
-    add_row_unpacked(s, a.rows[at.row], a.terms, block, vectors, from, w.term_stride, w.output_stride);
-    done = vectors * G::lanes;
+  if (run.one_row() && at.columns >= G::lanes) {
+    done = at.columns / G::lanes * G::lanes;
+    add_row_unpacked(s, a.rows[at.row], a.terms, block, done / G::lanes, from, w.term_stride, w.output_stride);
     if (done == at.columns) return;
-    add_blocks = add_blocks_for<T>(1, 1);  // of what is left
+    vectors = 1;  // are left
   }
   alignas(64) T panels[G::unpacked_vectors * G::lanes * longest_block];
   from += done * w.output_stride;
   for (index k = 0; k < a.terms; k += block) {
     const index n = a.terms - k < block ? a.terms - k : block;
     pack_panels(panels, from + k * w.term_stride, n, w.term_stride, at.columns - done, w.output_stride);
-    add_blocks(s + done, a.rows + at.row, fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels,
-               G::columns * n);
+    run.each([&](const TileAt& tile, index before) {
+      add_blocks_for<T>(tile.rows, vectors)(s + before + done, a.rows + tile.row,
+                                            fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels,
+                                            G::columns * n);
+    });
   }
 }
 
@@ -321,13 +342,13 @@ template <class T, class Begin, class Finish>
 FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending, const Product<T>& x,
                   const Product<T>& h, Begin begin, Finish finish) {
   using G = Tile<T>;
-  alignas(64) T s[G::sum_size];
+  alignas(64) T s[G::unpacked_sum_size];
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
   const index most_narrow = most == G::rows ? G::narrow_rows : most;
   const RowTiles wide = RowTiles::of(rows, most), narrow = RowTiles::of(rows, most_narrow);
   if (rows == 0) return;
   const bool packed = (x.weights.packed || x.terms == 0) && (h.weights.packed || h.terms == 0);
-  const auto pieces = Pieces<T>::of(outputs, packed ? G::group(wide.size(0)) : G::unpacked_group(wide.size(0)));
+  const auto pieces = Pieces<T>::of(outputs, packed ? G::group(wide.size(0)) : G::unpacked_group(rows));
   const index last = pieces.count() - 1;
   for (index i = 0; i <= last; ++i) {
     const index missed = fault(Fault::panel_missed_descending) && i == last ? last : 0;
@@ -338,13 +359,24 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
     const index vectors = panels > 0 ? panels * G::panel_vectors : (columns + G::lanes - 1) / G::lanes;
     const RowTiles& tiles = vectors == 1 ? narrow : wide;
     TileAt at{0, 0, column, columns, vectors * G::lanes};
-    for (index tile = 0; tile < tiles.count; ++tile, at.row += at.rows) {
+    for (index tile = 0; packed && tile < tiles.count; ++tile, at.row += at.rows) {
       at.rows = tiles.size(tile);
       const AddBlocks<T> add_blocks = add_blocks_for<T>(at.rows, vectors);
       begin(s, at);
       if (x.terms > 0) add_product(s, at, add_blocks, x);
       if (h.terms > 0) add_product(s, at, add_blocks, h);
       finish(s, at);
+    }
+    for (index tile = 0; !packed && tile < tiles.count; tile += G::unpacked_tiles) {
+      const index after = tile + G::unpacked_tiles;
+      const TileRun run{tiles, tile, after < tiles.count ? after : tiles.count, at};
+      run.each([&](const TileAt& now, index before) { begin(s + before, now); });
+      if (x.terms > 0) add_product_unpacked(s, run, vectors, x);
+      if (h.terms > 0) add_product_unpacked(s, run, vectors, h);
+      run.each([&](const TileAt& now, index before) {
+        finish(s + before, now);
+        at.row = now.row + now.rows;
+      });
     }
   }
 }
