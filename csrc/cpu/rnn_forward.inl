@@ -37,10 +37,11 @@ static void forward_step(const ForwardStep<T>& a) {
                          [&](index c, index n) { S::store(s + r * at.width + c, load_lanes(seed + c, n)); });
     }
     prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
-    const index from = a.I * at.column / a.H, to = a.I * (at.column + at.columns) / a.H;  // this tile's share
-    prefetch_rows<T>(a.x_next, at.row, at.rows, from, to - from, 1);
   };
   const auto finish = [&](T* s, const TileAt& at) {
+    // Not beside `out`: the processor keeps few missing lines in flight.
+    const index from = a.I * at.column / a.H, to = a.I * (at.column + at.columns) / a.H;  // this tile's share
+    prefetch_rows<T>(a.x_next, at.row, at.rows, from, to - from, 1);
     activate(s, at.rows * at.width, a.relu);
     for (index r = 0; r < at.rows; ++r) {
       T* out = a.out[at.row + r] + at.column;
