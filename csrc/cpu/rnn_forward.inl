@@ -1,16 +1,41 @@
 // One step of the recurrence for a block of rows: the input product (or what a hoisted one left in out), the state
 // product, the activation, leak and zoneout, in registers and a buffer in the first cache level; h is written once.
 
-template <class T>
-FN void activate(T* s, index count, bool relu) {
+template <class T, unsigned U>
+FN void activations_of(typename Vec<T>::V (&v)[U], bool relu) {
+  if (!relu) return tanh_of<T, U>(v);
+#pragma GCC unroll 4
+  for (unsigned u = 0; u < U; ++u) v[u] = Vec<T>::zero_where_not_positive(v[u], v[u]);
+}
+
+// to(row, column, elements, vector): the activations of a tile's sums, vector by vector
+template <class T, class To>
+FN void activate(const T* s, const TileAt& at, bool relu, To to) {
   using S = Vec<T>;
-  if (!relu) {
-    tanh_array<T>(s, s, count);
-  } else {
-    for (index i = 0; i < count; i += S::lanes) {
-      const auto v = S::load(s + i);
-      S::store(s + i, S::zero_where_not_positive(v, v));
+  constexpr unsigned together = 4;
+  const index vectors = at.rows * at.width / S::lanes;
+  index row = 0, c = 0;
+  const auto next = [&](typename S::V v) {
+    to(row, c, at.columns - c < S::lanes ? at.columns - c : S::lanes, v);
+    c += S::lanes;
+    if (c == at.width) {
+      c = 0;
+      ++row;
     }
+  };
+  index i = 0;
+  for (; i + together <= vectors; i += together) {
+    typename S::V v[together];
+#pragma GCC unroll 4
+    for (unsigned u = 0; u < together; ++u) v[u] = S::load(s + (i + u) * S::lanes);
+    activations_of<T, together>(v, relu);
+#pragma GCC unroll 4
+    for (unsigned u = 0; u < together; ++u) next(v[u]);
+  }
+  for (; i < vectors; ++i) {
+    typename S::V v[1] = {S::load(s + i * S::lanes)};
+    activations_of<T, 1>(v, relu);
+    next(v[0]);
   }
 }
 
@@ -42,7 +67,13 @@ static void forward_step(const ForwardStep<T>& a) {
     // Not beside `out`: the processor keeps few missing lines in flight.
     const index from = a.I * at.column / a.H, to = a.I * (at.column + at.columns) / a.H;  // this tile's share
     prefetch_rows<T>(a.x_next, at.row, at.rows, from, to - from, 1);
-    activate(s, at.rows * at.width, a.relu);
+    if (!a.alpha && !a.keep) {
+      return activate(s, at, a.relu, [&](index row, index c, index n, typename S::V v) {
+        store_lanes(a.out[at.row + row] + at.column + c, v, n);
+      });
+    }
+    activate(s, at, a.relu,
+             [&](index row, index c, index, typename S::V v) { S::store(s + row * at.width + c, v); });
     for (index r = 0; r < at.rows; ++r) {
       T* out = a.out[at.row + r] + at.column;
       if (a.alpha) {
