@@ -73,8 +73,8 @@ template <class T>
 static void backward_step(const BackwardStep<T>& a) {
   const bool plain = a.d_output && a.d_output_unit == 1 && a.h && a.h_unit == 1 && !a.relu && !a.last && !a.mask &&
                      !a.cut && !a.d_state;  // leaky units have a d_state
-  const auto begin = [&](T* s, const TileAt& at) {
-    clear_sums(s, at.rows * at.width);
+  const auto seed = [&](const T** seeds, const TileAt& at) {
+    for (index r = 0; r < at.rows; ++r) seeds[r] = zeros<T>;
     prefetch_rows<T>(a.d_output, at.row, at.rows, at.column, at.columns, a.d_output_unit);
     prefetch_rows<T>(a.h, at.row, at.rows, at.column, at.columns, a.h_unit);
   };
@@ -88,23 +88,30 @@ static void backward_step(const BackwardStep<T>& a) {
     }
   };
   sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, Product<T>{nullptr, 0, a.w_hh_t},
-               Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, begin, finish);
+               Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, seed, finish);
 }
 
-// d_w = or += sum + acc, from registers: the compiler would make a copy of a buffer of them, which is slow for so few.
+// d_w = or += acc, from registers: the compiler would make a copy of a buffer of them, which is slow for so few.
 template <class T, unsigned R, unsigned W>
-FN void store_gradient(T* d_w, index d_w_row, index units, index columns, const T* sum,
-                       const typename Vec<T>::V (&acc)[R][W], bool add) {
+FN void store_gradient(T* d_w, index d_w_row, index units, index columns, const typename Vec<T>::V (&acc)[R][W],
+                       bool add) {
   using S = Vec<T>;
+  const bool whole = units >= static_cast<index>(R) && columns == static_cast<index>(W) * S::lanes;
+  if (whole && !add) {
 #pragma GCC unroll 8
-  for (unsigned r = 0; r < R; ++r) {
+    for (unsigned r = 0; r < R; ++r, d_w += d_w_row) {
+#pragma GCC unroll 4
+      for (unsigned w = 0; w < W; ++w) store_lanes(d_w + w * S::lanes, acc[r][w], S::lanes);
+    }
+    return;
+  }
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r, d_w += d_w_row) {
     if (static_cast<index>(r) >= units) return;
-    T* to = d_w + static_cast<index>(r) * d_w_row;
 #pragma GCC unroll 4
     for (unsigned w = 0; w < W; ++w) {
       const index c = w * S::lanes, n = columns - c < S::lanes ? columns - c : S::lanes;
-      const auto block = S::add(sum ? S::load(sum + (r * W + w) * S::lanes) : S::set(T(0)), acc[r][w]);
-      store_lanes(to + c, add ? S::add(load_lanes(to + c, n), block) : block, n);
+      store_lanes(d_w + c, add ? S::add(load_lanes(d_w + c, n), acc[r][w]) : acc[r][w], n);
     }
   }
 }
@@ -121,19 +128,32 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
     prefetch(d_w + r * d_w_row + columns - 1);
   }
   alignas(64) T sum[R * static_cast<unsigned>(width)];
-  const bool several = rows > gradient_chain;
-  if (several) clear_sums(sum, R * width);
+  const T* before = zeros<T>;  // the sum of the chains before, row after row of it
+  index before_row = 0;
   typename S::V acc[R][W];
   for (index first = 0;; first += gradient_chain) {
     const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
     const bool skipped = fault(Fault::d_w_chain_skipped) && first == gradient_chain;
     chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, skipped ? 0 : n);
+    compiler_barrier();
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < R; ++r) {
+      const T* from = before + static_cast<index>(r) * before_row;
+#pragma GCC unroll 4
+      for (unsigned w = 0; w < W; ++w) acc[r][w] = S::add(S::load(from + w * S::lanes), acc[r][w]);
+    }
     if (first + n == rows) break;
-    add_chain<T, R, W>(sum, acc);
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (unsigned w = 0; w < W; ++w) S::store(sum + (r * W + w) * S::lanes, acc[r][w]);
+    }
+    before = sum;
+    before_row = width;
     d_sum += n * R;
     operand += n * width;
   }
-  store_gradient<T, R, W>(d_w, d_w_row, units, columns, several ? sum : nullptr, acc, add);
+  store_gradient<T, R, W>(d_w, d_w_row, units, columns, acc, add);
 }
 
 // Tile of units by tile of units, over all panels: rows of d_w are written from end to end where there are many panels.

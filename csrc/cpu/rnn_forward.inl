@@ -55,12 +55,8 @@ static void forward_step(const ForwardStep<T>& a) {
   using S = Vec<T>;
   const Product<T> x{a.x, a.x ? a.I : 0, a.w_ih};
   const Product<T> h{a.state, a.H, a.w_hh};
-  const auto begin = [&](T* s, const TileAt& at) {
-    for (index r = 0; r < at.rows; ++r) {
-      const T* seed = (a.x ? a.bias : a.out[at.row + r]) + at.column;
-      for_each_vector<T>(at.columns,
-                         [&](index c, index n) { S::store(s + r * at.width + c, load_lanes(seed + c, n)); });
-    }
+  const auto seed = [&](const T** seeds, const TileAt& at) {
+    for (index r = 0; r < at.rows; ++r) seeds[r] = (a.x ? a.bias : a.out[at.row + r]) + at.column;
     prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
   };
   const auto finish = [&](T* s, const TileAt& at) {
@@ -72,8 +68,7 @@ static void forward_step(const ForwardStep<T>& a) {
         store_lanes(a.out[at.row + row] + at.column + c, v, n);
       });
     }
-    activate(s, at, a.relu,
-             [&](index row, index c, index, typename S::V v) { S::store(s + row * at.width + c, v); });
+    activate(s, at, a.relu, [&](index row, index c, index, typename S::V v) { S::store(s + row * at.width + c, v); });
     for (index r = 0; r < at.rows; ++r) {
       T* out = a.out[at.row + r] + at.column;
       if (a.alpha) {
@@ -87,20 +82,16 @@ static void forward_step(const ForwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, begin, finish);
+  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, seed, finish);
 }
 
 // The product alone: bias + rows * weights, the sum's order being the recurrence's, so that hoisting keeps the bits.
 template <class T>
 static void row_product(const RowProduct<T>& a) {
   using S = Vec<T>;
-  const auto begin = [&](T* s, const TileAt& at) {
+  const auto seed = [&](const T** seeds, const TileAt& at) {
+    for (index r = 0; r < at.rows; ++r) seeds[r] = a.bias ? a.bias + at.column : zeros<T>;
     prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
-    if (!a.bias) return clear_sums(s, at.rows * at.width);
-    for (index r = 0; r < at.rows; ++r) {
-      for_each_vector<T>(
-          at.columns, [&](index c, index n) { S::store(s + r * at.width + c, load_lanes(a.bias + at.column + c, n)); });
-    }
   };
   const auto finish = [&](T* s, const TileAt& at) {
     for (index r = 0; r < at.rows; ++r) {
@@ -109,5 +100,5 @@ static void row_product(const RowProduct<T>& a) {
     }
   };
   sum_tiles<T>(a.rows, a.outputs, a.tile_rows, false, Product<T>{a.a, a.terms, a.weights},
-               Product<T>{nullptr, 0, a.weights}, begin, finish);
+               Product<T>{nullptr, 0, a.weights}, seed, finish);
 }

@@ -73,9 +73,26 @@ FN void add_chain(T* s, const typename Vec<T>::V (&acc)[R][W]) {
   }
 }
 
-// s[r][w] += the blocks of a[r][first .. first + terms) * b, one after the other; b holds W vectors a term
+// s[r][w] = seed[r][w] + the tile's chain
 template <class T, unsigned R, unsigned W>
-static void add_blocks(T* s, const T* const* a, index first, index terms, index block, const T* b, index panel_stride) {
+FN void begin_with_chain(T* s, const T* const* seed, const typename Vec<T>::V (&acc)[R][W]) {
+  using S = Vec<T>;
+  compiler_barrier();
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r) {
+    const T* from = seed[r];
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) {
+      S::store(s + (r * W + w) * S::lanes, S::add(S::load(from + w * S::lanes), acc[r][w]));
+    }
+  }
+}
+
+// s[r][w] += the blocks of a[r][first .. first + terms) * b, one after the other; b holds W vectors a term. With a seed
+// s[r][w] begins there, not with what it holds.
+template <class T, unsigned R, unsigned W>
+static void add_blocks(T* s, const T* const* seed, const T* const* a, index first, index terms, index block, const T* b,
+                       index panel_stride) {
   SeparateRows<T, R> rows;
 #pragma GCC unroll 8
   for (unsigned r = 0; r < R; ++r) rows.row[r] = a[r] + first;
@@ -83,7 +100,12 @@ static void add_blocks(T* s, const T* const* a, index first, index terms, index 
     const index n = terms - k < block ? terms - k : block;
     typename Vec<T>::V acc[R][W];
     chain<T, R, W>(acc, rows, b, panel_stride, n);
-    if (!(fault(Fault::sum_block_skipped) && first + k == block)) add_chain<T, R, W>(s, acc);
+    if (seed) {
+      begin_with_chain<T, R, W>(s, seed, acc);
+      seed = nullptr;
+    } else if (!(fault(Fault::sum_block_skipped) && first + k == block)) {
+      add_chain<T, R, W>(s, acc);
+    }
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) rows.row[r] += n;
     b += n * Panel<T, W>::columns;
@@ -185,7 +207,7 @@ FN void add_row_unpacked(T* s, const T* a, index terms, index block, index vecto
 }
 
 template <class T>
-using AddBlocks = void (*)(T*, const T* const*, index, index, index, const T*, index);
+using AddBlocks = void (*)(T*, const T* const*, const T* const*, index, index, index, const T*, index);
 
 // The tiles there are: up to one panel wide; groups of panels for few rows; one vector for more rows, whose single
 // chains would not hide the FMA's latency otherwise.
@@ -268,11 +290,11 @@ struct Product {
 };
 
 template <class T>
-FN void add_product(T* s, const TileAt& at, AddBlocks<T> add_blocks, const Product<T>& a) {
+FN void add_product(T* s, const T* const* seed, const TileAt& at, AddBlocks<T> add_blocks, const Product<T>& a) {
   const bool odd_address = reinterpret_cast<std::uintptr_t>(a.rows[at.row]) % 16 != 0;
   const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && at.rows == 1) ||
                            (fault(Fault::sum_order_by_alignment) && odd_address);
-  add_blocks(s, a.rows + at.row, 0, a.terms, other_order ? a.terms : sum_block(a.terms),
+  add_blocks(s, seed, a.rows + at.row, 0, a.terms, other_order ? a.terms : sum_block(a.terms),
              a.weights.packed + at.column * a.terms, Tile<T>::columns * a.terms);
 }
 
@@ -313,7 +335,7 @@ FN void add_product_unpacked(T* s, const TileRun& run, index vectors, const Prod
     const index n = a.terms - k < block ? a.terms - k : block;
     pack_panels(panels, from + k * w.term_stride, n, w.term_stride, at.columns - done, w.output_stride);
     run.each([&](const TileAt& tile, index before) {
-      add_blocks_for<T>(tile.rows, vectors)(s + before + done, a.rows + tile.row,
+      add_blocks_for<T>(tile.rows, vectors)(s + before + done, nullptr, a.rows + tile.row,
                                             fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels,
                                             G::columns * n);
     });
@@ -335,14 +357,27 @@ struct Pieces {
   inline index panels(index piece) const { return piece < groups ? group : piece < groups + singles ? 1 : 0; }
 };
 
-// Sums x, then h, for the outputs: begin(s, at) fills a tile's sums, finish(s, at) takes them when they are complete.
+// Where sums begin that begin with 0
+template <class T>
+alignas(64) static constexpr T zeros[Tile<T>::most_vectors * Tile<T>::lanes] = {};
+
+template <class T>
+FN void fill_sums(T* s, const T* const* seeds, const TileAt& at) {
+  for (index r = 0; r < at.rows; ++r, s += at.width) {
+    for_each_vector<T>(at.columns, [&](index c, index n) { Vec<T>::store(s + c, load_lanes(seeds[r] + c, n)); });
+  }
+}
+
+// Sums x, then h, for the outputs: seed(seeds, at) says for each of a tile's rows where its sums begin, finish(s, at)
+// takes them when they are complete.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
 // descending: from the last group to the first; steps that take turns find in cache what the one before read last.
-template <class T, class Begin, class Finish>
+template <class T, class Seed, class Finish>
 FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending, const Product<T>& x,
-                  const Product<T>& h, Begin begin, Finish finish) {
+                  const Product<T>& h, Seed seed, Finish finish) {
   using G = Tile<T>;
   alignas(64) T s[G::unpacked_sum_size];
+  const T* seeds[G::narrow_rows];
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
   const index most_narrow = most == G::rows ? G::narrow_rows : most;
   const RowTiles wide = RowTiles::of(rows, most), narrow = RowTiles::of(rows, most_narrow);
@@ -362,15 +397,21 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
     for (index tile = 0; packed && tile < tiles.count; ++tile, at.row += at.rows) {
       at.rows = tiles.size(tile);
       const AddBlocks<T> add_blocks = add_blocks_for<T>(at.rows, vectors);
-      begin(s, at);
-      if (x.terms > 0) add_product(s, at, add_blocks, x);
-      if (h.terms > 0) add_product(s, at, add_blocks, h);
+      seed(seeds, at);
+      const bool whole = at.columns == at.width && x.terms + h.terms > 0;  // vectors may be read
+      if (!whole) fill_sums(s, seeds, at);
+      const T* const* first = whole ? seeds : nullptr;
+      if (x.terms > 0) add_product(s, first, at, add_blocks, x);
+      if (h.terms > 0) add_product(s, x.terms > 0 ? nullptr : first, at, add_blocks, h);
       finish(s, at);
     }
     for (index tile = 0; !packed && tile < tiles.count; tile += G::unpacked_tiles) {
       const index after = tile + G::unpacked_tiles;
       const TileRun run{tiles, tile, after < tiles.count ? after : tiles.count, at};
-      run.each([&](const TileAt& now, index before) { begin(s + before, now); });
+      run.each([&](const TileAt& now, index before) {
+        seed(seeds, now);
+        fill_sums(s + before, seeds, now);
+      });
       if (x.terms > 0) add_product_unpacked(s, run, vectors, x);
       if (h.terms > 0) add_product_unpacked(s, run, vectors, h);
       run.each([&](const TileAt& now, index before) {
@@ -378,26 +419,5 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
         at.row = now.row + now.rows;
       });
     }
-  }
-}
-
-// The sums of a tile start from 0
-template <class T>
-FN void clear_sums(T* s, index count) {
-  for (index i = 0; i < count; i += Vec<T>::lanes) {
-    Vec<T>::store(s + i, Vec<T>::set(T(0)));
-    compiler_barrier();  // a loop, not a call of memset
-  }
-}
-
-// Asks for the lines of elements [column, column + columns) of some rows, early enough to be there when they are used.
-// Rows need not start on a line, so the last element's line is asked for too.
-template <class T>
-FN void prefetch_rows(const T* const* rows, index first, index count, index column, index columns, index unit) {
-  if (!rows || columns <= 0) return;
-  for (index r = first; r < first + count; ++r) {
-    const T* row = rows[r] + column * unit;
-    for (index c = 0; c < columns; c += 64 / static_cast<index>(sizeof(T))) prefetch(row + c * unit);
-    prefetch(row + (columns - 1) * unit);
   }
 }
