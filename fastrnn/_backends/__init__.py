@@ -101,10 +101,11 @@ def get(name: str, device: str = "cpu") -> Implementation:
     """
     if type(name) is not str:
         raise TypeError(f"backend: expected str, got {type(name).__name__}")
-    found = _chosen.get((name, device))
-    if found is None:
+    try:
+        return _chosen[name, device]  # not .get(): CPython without the GIL locks there, and a fork would keep the lock
+    except KeyError:
         found = _chosen[name, device] = _get(name, device)
-    return found
+        return found
 
 
 def _get(name: str, device: str) -> Implementation:
