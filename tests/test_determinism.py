@@ -25,6 +25,7 @@ SHAPES = [
     Case(T=140, B=5, I=9, H=31, lengths="ragged", seed=6),
     Case(T=3, B=300, I=15, H=16, bias="none", h_0=False, seed=7),
     Case(T=2, B=101, I=65, H=131, seed=12),  # one step of it: weights that are packed on the way
+    Case(T=4, B=37, I=131, H=2, seed=13),  # rows, not units, in the lanes of x's product
 ]
 SHAPE_IDS = [case.id for case in SHAPES]
 # Work enough to wake 16 threads (some 50 us each), which the shapes above are not: rows to share, and a single row.

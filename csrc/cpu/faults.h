@@ -31,6 +31,9 @@
   X(written_before_memory_is_there, "h_n is written before the workspace is there")                              \
   X(sum_block_skipped, "the canonical sum lacks its second block")                                               \
   X(short_call_block_repeated, "weights not packed ahead: each block of the sum takes the row's first elements") \
+  X(tiles_beyond_a_run_missed,                                                                                   \
+    "weights packed on the way: rows beyond the tiles that share a block are left as they were")                 \
+  X(narrow_last_terms_lost, "few outputs, rows as lanes: the terms beyond the last whole four are lost")         \
   X(sum_in_one_chain, "a sum is one chain: right, but less accurate")                                            \
   X(sum_order_by_rows, "one row alone is summed in another order: right, but not the same bits")                 \
   X(sum_order_by_alignment, "rows at odd addresses are summed in another order")                                 \

@@ -76,7 +76,7 @@ struct RowProduct {
   Columns outputs = {0, 0};
   const T* const* a = nullptr;
   Weights<T> weights;
-  const T* bias = nullptr;  // nullptr: 0
+  const T* bias = nullptr;  // padded to whole vectors; nullptr: 0
   T* const* out = nullptr;
   index tile_rows = 0;
 };
@@ -103,6 +103,9 @@ struct WeightGradient {
   index d_w_row = 0;
   bool add = true;
 };
+
+// Outputs up to which a product's rows fill vectors better than its outputs do
+static constexpr index narrow_outputs(index lanes) { return lanes / 4; }
 
 template <class T>
 struct Kernels {

@@ -110,10 +110,12 @@ static void pack_operand(const OperandRows<T>& a, index first, index last) {
   using S = Vec<T>;
   using G = Tile<T>;
   constexpr index early = 16;
+  const bool long_rows = a.columns * static_cast<index>(sizeof(T)) >= 256;
   for (index i = first; i < last; ++i) {
     const T* from = a.source[i];
     const T* mask = a.mask ? a.mask[i] : nullptr;
-    if (i + early < last && a.source[i + early]) prefetch_rows<T>(a.source, i + early, 1, 0, a.columns, a.unit);
+    if (long_rows && i + early < last && a.source[i + early])
+      prefetch_rows<T>(a.source, i + early, 1, 0, a.columns, a.unit);
     for (index column = 0; column < a.columns; column += G::columns) {
       const index valid = a.columns - column < G::columns ? a.columns - column : G::columns;
       const index width = (valid + G::lanes - 1) / G::lanes * G::lanes;

@@ -77,6 +77,7 @@ static void backward_step(const BackwardStep<T>& a) {
     for (index r = 0; r < at.rows; ++r) seeds[r] = zeros<T>;
     prefetch_rows<T>(a.d_output, at.row, at.rows, at.column, at.columns, a.d_output_unit);
     prefetch_rows<T>(a.h, at.row, at.rows, at.column, at.columns, a.h_unit);
+    return true;
   };
   const auto finish = [&](T* s, const TileAt& at) {
     for (index r = at.row; r < at.row + at.rows; ++r, s += at.width) {

@@ -132,7 +132,8 @@ private:
     const Columns units{0, p_.shape.H};
     const index rows = last - first;
     const index steps = order_.active_in(0, first, last) > 0 ? order_.length(first) : 0;
-    const bool by_size = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows;
+    const bool narrow = p_.shape.H <= narrow_outputs(k_.lanes) && p_.shape.I >= 4 * k_.lanes;
+    const bool by_size = p_.tuning.hoist >= 0 ? p_.tuning.hoist == 1 : rows < 2 * k_.tile_rows || narrow;
     const bool hoist = by_size || p_.projected;
     index chunk = hoist ? most_block_rows / rows : steps_per_check(flops_per_row_ * static_cast<double>(rows));
     if (p_.tuning.chunk_steps > 0 && p_.tuning.chunk_steps < chunk) chunk = p_.tuning.chunk_steps;

@@ -58,6 +58,7 @@ static void forward_step(const ForwardStep<T>& a) {
   const auto seed = [&](const T** seeds, const TileAt& at) {
     for (index r = 0; r < at.rows; ++r) seeds[r] = (a.x ? a.bias : a.out[at.row + r]) + at.column;
     prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
+    return a.x || at.columns == at.width;
   };
   const auto finish = [&](T* s, const TileAt& at) {
     // Not beside `out`: the processor keeps few missing lines in flight.
@@ -85,20 +86,92 @@ static void forward_step(const ForwardStep<T>& a) {
   sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, seed, finish);
 }
 
+// The product for Vec::lanes rows, `row` elements apart, and U outputs: the rows are the lanes, which hold more than so
+// few outputs do.
+template <class T, unsigned U>
+static void narrow_product(const RowProduct<T>& a, index first, index row) {
+  using S = Vec<T>;
+  constexpr index together = Turn<T>::terms, early = 128 / static_cast<index>(sizeof(T));
+  const index block = sum_block(a.terms), output = a.outputs.first;
+  const Weights<T>& w = a.weights;
+  const T* x = a.a[first];
+  const auto weight = [&](unsigned u, index k) {
+    return S::set(w.source[k * w.term_stride + (output + static_cast<index>(u)) * w.output_stride]);
+  };
+  typename S::V sum[U];
+#pragma GCC unroll 4
+  for (unsigned u = 0; u < U; ++u) sum[u] = S::set(a.bias ? a.bias[output + static_cast<index>(u)] : T(0));
+  for (index k = 0; k < a.terms; k += block) {
+    const index end = k + block < a.terms ? k + block : a.terms;
+    typename S::V chain[U];
+#pragma GCC unroll 4
+    for (unsigned u = 0; u < U; ++u) chain[u] = S::set(T(0));
+    index t = k;
+    for (; t + together <= end; t += together) {
+      if (t % (early / 2) == 0) {
+        for (index c = 0; c < S::lanes; ++c) prefetch(x + c * row + t + early);
+      }
+      typename S::V turned[Turn<T>::terms];
+      Turn<T>::block(turned, x + t, row);
+#pragma GCC unroll 4
+      for (index i = 0; i < together; ++i) {
+#pragma GCC unroll 4
+        for (unsigned u = 0; u < U; ++u) chain[u] = S::add_product(chain[u], weight(u, t + i), turned[i]);
+      }
+    }
+    for (; t < end && !fault(Fault::narrow_last_terms_lost); ++t) {
+      const auto xv = load_strided(x + t, row, S::lanes);
+#pragma GCC unroll 4
+      for (unsigned u = 0; u < U; ++u) chain[u] = S::add_product(chain[u], weight(u, t), xv);
+    }
+#pragma GCC unroll 4
+    for (unsigned u = 0; u < U; ++u) sum[u] = S::add(sum[u], chain[u]);
+  }
+  T lanes[S::lanes];
+#pragma GCC unroll 4
+  for (unsigned u = 0; u < U; ++u) {
+    S::store(lanes, sum[u]);
+    for (index c = 0; c < S::lanes; ++c) a.out[first + c][output + static_cast<index>(u)] = lanes[c];
+  }
+}
+
+// Whether rows [first, first + count) lie evenly
+template <class T>
+FN bool evenly_spaced(const T* const* rows, index first, index count) {
+  for (index r = first + 2; r < first + count; ++r) {
+    if (rows[r] - rows[r - 1] != rows[r - 1] - rows[r - 2]) return false;
+  }
+  return true;
+}
+
 // The product alone: bias + rows * weights, the sum's order being the recurrence's, so that hoisting keeps the bits.
 template <class T>
 static void row_product(const RowProduct<T>& a) {
   using S = Vec<T>;
+  const index outputs = a.outputs.last - a.outputs.first;
+  index done = 0;  // rows
+  if (outputs > 0 && outputs <= narrow_outputs(S::lanes)) {
+    const auto narrow = outputs == 1   ? narrow_product<T, 1>
+                        : outputs == 2 ? narrow_product<T, 2>
+                        : outputs == 3 ? narrow_product<T, 3>
+                                       : narrow_product<T, 4>;
+    for (; done + S::lanes <= a.rows && evenly_spaced(a.a, done, S::lanes); done += S::lanes) {
+      narrow(a, done, S::lanes > 1 ? a.a[done + 1] - a.a[done] : 0);
+    }
+    if (done == a.rows) return;
+  }
+  T* const* out_rows = a.out + done;
   const auto seed = [&](const T** seeds, const TileAt& at) {
     for (index r = 0; r < at.rows; ++r) seeds[r] = a.bias ? a.bias + at.column : zeros<T>;
-    prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
+    prefetch_rows<T>(out_rows, at.row, at.rows, at.column, at.columns, 1);
+    return true;
   };
   const auto finish = [&](T* s, const TileAt& at) {
     for (index r = 0; r < at.rows; ++r) {
-      T* out = a.out[at.row + r] + at.column;
+      T* out = out_rows[at.row + r] + at.column;
       for_each_vector<T>(at.columns, [&](index c, index n) { store_lanes(out + c, S::load(s + r * at.width + c), n); });
     }
   };
-  sum_tiles<T>(a.rows, a.outputs, a.tile_rows, false, Product<T>{a.a, a.terms, a.weights},
+  sum_tiles<T>(a.rows - done, a.outputs, a.tile_rows, false, Product<T>{a.a + done, a.terms, a.weights},
                Product<T>{nullptr, 0, a.weights}, seed, finish);
 }

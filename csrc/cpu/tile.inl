@@ -368,8 +368,8 @@ FN void fill_sums(T* s, const T* const* seeds, const TileAt& at) {
   }
 }
 
-// Sums x, then h, for the outputs: seed(seeds, at) says for each of a tile's rows where its sums begin, finish(s, at)
-// takes them when they are complete.
+// Sums x, then h, for the outputs: seed(seeds, at) says for each of a tile's rows where its sums begin, and returns
+// whether whole vectors may be read there; finish(s, at) takes the sums when they are complete.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
 // descending: from the last group to the first; steps that take turns find in cache what the one before read last.
 template <class T, class Seed, class Finish>
@@ -397,8 +397,7 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
     for (index tile = 0; packed && tile < tiles.count; ++tile, at.row += at.rows) {
       at.rows = tiles.size(tile);
       const AddBlocks<T> add_blocks = add_blocks_for<T>(at.rows, vectors);
-      seed(seeds, at);
-      const bool whole = at.columns == at.width && x.terms + h.terms > 0;  // vectors may be read
+      const bool whole = seed(seeds, at) && x.terms + h.terms > 0;
       if (!whole) fill_sums(s, seeds, at);
       const T* const* first = whole ? seeds : nullptr;
       if (x.terms > 0) add_product(s, first, at, add_blocks, x);
@@ -406,6 +405,7 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
       finish(s, at);
     }
     for (index tile = 0; !packed && tile < tiles.count; tile += G::unpacked_tiles) {
+      if (fault(Fault::tiles_beyond_a_run_missed) && tile > 0) break;
       const index after = tile + G::unpacked_tiles;
       const TileRun run{tiles, tile, after < tiles.count ? after : tiles.count, at};
       run.each([&](const TileAt& now, index before) {
