@@ -25,7 +25,8 @@ SHAPES = [
     Case(T=140, B=5, I=9, H=31, lengths="ragged", seed=6),
     Case(T=3, B=300, I=15, H=16, bias="none", h_0=False, seed=7),
     Case(T=2, B=101, I=65, H=131, seed=12),  # one step of it: weights that are packed on the way
-    Case(T=4, B=37, I=131, H=2, seed=13),  # rows, not units, in the lanes of x's product
+    Case(T=4, B=37, I=131, H=1, seed=13),  # rows, not units, in the lanes of x's product
+    Case(T=3, B=41, I=4, H=70, seed=14),  # the same in d_x's
 ]
 SHAPE_IDS = [case.id for case in SHAPES]
 # Work enough to wake 16 threads (some 50 us each), which the shapes above are not: rows to share, and a single row.
@@ -216,8 +217,12 @@ def test_kept_packed_weights_give_the_same_bits(kernel: Kernel, dtype: str, case
     p = replace(case, dtype=dtype).build()
     want = kernel.forward(p)
     packed = module().pack_weights(p.w_ih, p.w_hh, isa=kernel.isa)
+    unread = p.but(w_ih=np.full_like(p.w_ih, np.nan), w_hh=np.full_like(p.w_hh, np.nan))
     for threads in (1, 2, 3):
         same_results(kernel.forward(p, packed=packed, threads=threads), want, f"packed weights, {threads} threads")
+        same_results(
+            kernel.forward(unread, packed=packed, threads=threads), want, "the weights themselves are not read"
+        )
 
 
 @native

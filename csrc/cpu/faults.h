@@ -33,7 +33,7 @@
   X(short_call_block_repeated, "weights not packed ahead: each block of the sum takes the row's first elements") \
   X(tiles_beyond_a_run_missed,                                                                                   \
     "weights packed on the way: rows beyond the tiles that share a block are left as they were")                 \
-  X(narrow_last_terms_lost, "few outputs, rows as lanes: the terms beyond the last whole four are lost")         \
+  X(narrow_last_terms_lost, "few outputs, rows as lanes: the terms beyond the last whole group are lost")        \
   X(sum_in_one_chain, "a sum is one chain: right, but less accurate")                                            \
   X(sum_order_by_rows, "one row alone is summed in another order: right, but not the same bits")                 \
   X(sum_order_by_alignment, "rows at odd addresses are summed in another order")                                 \
@@ -72,7 +72,7 @@
   X(d_w_block_skipped, "d_w lacks the block of the first steps, if there are several")                           \
   X(d_w_chain_skipped, "a block of d_w lacks its second chain of rows")                                          \
   X(d_w_blocks_by_threads, "with threads, the blocks of d_w are longer: right, but not the same bits")           \
-  X(d_w_panel_missed, "with threads, one panel of d_w is not computed")                                          \
+  X(d_w_panel_missed, "with threads, one task of d_w is not computed")                                           \
   X(sums_begin_again, "BPTT over a part of the steps: d_w_hh loses what the later steps added")                  \
   X(d_b_block_rounding_dropped, "what rounding took from d_b is not given back")                                 \
   X(carry_of_another_row, "between two blocks of steps, the last batch row goes on from the first's d_sum")      \

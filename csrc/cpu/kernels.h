@@ -10,7 +10,7 @@ namespace fastrnn {
 // summed index, its outputs side by side; the last panel is only as wide as whole vectors demand, zero-filled.
 template <class T>
 struct Weights {
-  const T* packed = nullptr;  // nullptr: too few rows to pack for; blocks are packed, or for one row turned, where used
+  const T* packed = nullptr;  // nullptr: too few rows to pack all ahead; blocks are packed where used, not for one row
   const T* source = nullptr;  // (term s, output o): source[s * term_stride + o * output_stride]
   index term_stride = 0, output_stride = 0;
 };
@@ -105,7 +105,7 @@ struct WeightGradient {
 };
 
 // Outputs up to which a product's rows fill vectors better than its outputs do
-static constexpr index narrow_outputs(index lanes) { return lanes / 4; }
+static constexpr index narrow_outputs(index lanes) { return lanes >= 8 ? lanes / 4 : 0; }
 
 template <class T>
 struct Kernels {

@@ -1,8 +1,8 @@
 // The forward pass: packs the weights, then runs blocks of batch rows over all time, each block on one thread.
 //
 // Per step of n rows: 2 n H (I + H) FLOPs; the packed weights stream once from the cache that holds them. For small
-// blocks the input projection is hoisted: done for many time steps at once, left in the output, and picked up there.
-// An x that is projected already takes that way too, with an addition for the product.
+// blocks, and for few units, the input projection is hoisted: done for many time steps at once, left in the output, and
+// picked up there. An x that is projected already takes that way too, with an addition for the product.
 
 #include <cstring>
 

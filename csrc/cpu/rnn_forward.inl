@@ -1,5 +1,5 @@
 // One step of the recurrence for a block of rows: the input product (or what a hoisted one left in out), the state
-// product, the activation, leak and zoneout, in registers and a buffer in the first cache level; h is written once.
+// product, the activation, leak and zoneout, in registers and a buffer in cache; h is written once.
 
 template <class T, unsigned U>
 FN void activations_of(typename Vec<T>::V (&v)[U], bool relu) {
@@ -95,8 +95,11 @@ static void narrow_product(const RowProduct<T>& a, index first, index row) {
   const index block = sum_block(a.terms), output = a.outputs.first;
   const Weights<T>& w = a.weights;
   const T* x = a.a[first];
+  // So few outputs are packed as one vector.
+  const T* from = w.packed ? w.packed + output * a.terms : w.source + output * w.output_stride;
+  const index term_stride = w.packed ? S::lanes : w.term_stride, output_stride = w.packed ? 1 : w.output_stride;
   const auto weight = [&](unsigned u, index k) {
-    return S::set(w.source[k * w.term_stride + (output + static_cast<index>(u)) * w.output_stride]);
+    return S::set(from[k * term_stride + static_cast<index>(u) * output_stride]);
   };
   typename S::V sum[U];
 #pragma GCC unroll 4
@@ -116,13 +119,13 @@ static void narrow_product(const RowProduct<T>& a, index first, index row) {
 #pragma GCC unroll 4
       for (index i = 0; i < together; ++i) {
 #pragma GCC unroll 4
-        for (unsigned u = 0; u < U; ++u) chain[u] = S::add_product(chain[u], weight(u, t + i), turned[i]);
+        for (unsigned u = 0; u < U; ++u) chain[u] = S::add_product(chain[u], turned[i], weight(u, t + i));
       }
     }
     for (; t < end && !fault(Fault::narrow_last_terms_lost); ++t) {
       const auto xv = load_strided(x + t, row, S::lanes);
 #pragma GCC unroll 4
-      for (unsigned u = 0; u < U; ++u) chain[u] = S::add_product(chain[u], weight(u, t), xv);
+      for (unsigned u = 0; u < U; ++u) chain[u] = S::add_product(chain[u], xv, weight(u, t));
     }
 #pragma GCC unroll 4
     for (unsigned u = 0; u < U; ++u) sum[u] = S::add(sum[u], chain[u]);

@@ -69,7 +69,7 @@ inline index rows_per_check(double flops_per_row, index tile_rows) {
 // Whether weights are read often enough to pack all of them first: not for one or two tiles of rows in all, nor where
 // they would be packed on the way no more often.
 inline bool worth_packing(index steps, index batch, index tile_rows) {
-  return steps > 1 && steps * ((batch + tile_rows - 1) / tile_rows) > 2;
+  return (steps > 1 || batch > most_block_rows) && steps * ((batch + tile_rows - 1) / tile_rows) > 2;
 }
 
 // Steps between two looks at the clock, some 50 us apart

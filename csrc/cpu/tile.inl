@@ -1,7 +1,7 @@
 // The register tile: R rows x W vectors of outputs, summed in the canonical order (sum_order.h).
 //
 // A group of panels is worked on at once when there are few rows, so that about tile_rows * panel_vectors independent
-// chains hide the latency of the FMA. The running sum s waits in a small buffer while a block's chain is in registers.
+// chains hide the latency of the FMA. The running sum s waits in a buffer while a block's chain is in registers.
 
 // Vectors that a row of W takes from one panel; the next ones come from the panel `panel_stride` further on
 template <class T, unsigned W>
@@ -316,7 +316,7 @@ struct TileRun {
 
 // The same where weights are not packed: block by block they are, for all tiles of the run; but not for one row.
 template <class T>
-FN void add_product_unpacked(T* s, const TileRun& run, index vectors, const Product<T>& a) {
+FN void add_product_unpacked(T* s, T* panels, const TileRun& run, index vectors, const Product<T>& a) {
   using G = Tile<T>;
   const index block = sum_block(a.terms);
   const Weights<T>& w = a.weights;
@@ -329,7 +329,6 @@ FN void add_product_unpacked(T* s, const TileRun& run, index vectors, const Prod
     if (done == at.columns) return;
     vectors = 1;  // are left
   }
-  alignas(64) T panels[G::unpacked_vectors * G::lanes * longest_block];
   from += done * w.output_stride;
   for (index k = 0; k < a.terms; k += block) {
     const index n = a.terms - k < block ? a.terms - k : block;
@@ -377,6 +376,7 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
                   const Product<T>& h, Seed seed, Finish finish) {
   using G = Tile<T>;
   alignas(64) T s[G::unpacked_sum_size];
+  alignas(64) T block_panels[G::unpacked_vectors * G::lanes * longest_block];  // where weights are not packed
   const T* seeds[G::narrow_rows];
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
   const index most_narrow = most == G::rows ? G::narrow_rows : most;
@@ -412,8 +412,8 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
         seed(seeds, now);
         fill_sums(s + before, seeds, now);
       });
-      if (x.terms > 0) add_product_unpacked(s, run, vectors, x);
-      if (h.terms > 0) add_product_unpacked(s, run, vectors, h);
+      if (x.terms > 0) add_product_unpacked(s, block_panels, run, vectors, x);
+      if (h.terms > 0) add_product_unpacked(s, block_panels, run, vectors, h);
       run.each([&](const TileAt& now, index before) {
         finish(s + before, now);
         at.row = now.row + now.rows;

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -101,11 +102,10 @@ def get(name: str, device: str = "cpu") -> Implementation:
     """
     if type(name) is not str:
         raise TypeError(f"backend: expected str, got {type(name).__name__}")
-    try:
+    with suppress(KeyError):
         return _chosen[name, device]  # not .get(): CPython without the GIL locks there, and a fork would keep the lock
-    except KeyError:
-        found = _chosen[name, device] = _get(name, device)
-        return found
+    found = _chosen[name, device] = _get(name, device)
+    return found
 
 
 def _get(name: str, device: str) -> Implementation:

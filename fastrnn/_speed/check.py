@@ -1,9 +1,9 @@
 """Check first, then time: an arm's results against float64, and how far off they may be.
 
 An error is the largest |computed - exact| over the largest |exact| of its array; of a sum over rows and steps, over the
-root of its addends' squares, where they cancel and that is more. The limit is FACTOR times what the
-reference itself errs in float32 on the same problem, scaled to the dtype, or SIGMAS sqrt(n) eps / 2 if that is more: n
-roundings in the sums that make one element, as if independent.
+root of its addends' squares, where they cancel and that is more. The limit is FACTOR times what the reference itself
+errs in float32 on the same problem, scaled to the dtype, or SIGMAS sqrt(n) eps / 2 if that is more: n roundings in the
+sums that make one element, as if independent.
 """
 
 from __future__ import annotations
