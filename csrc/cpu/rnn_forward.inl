@@ -91,7 +91,7 @@ static void forward_step(const ForwardStep<T>& a) {
 template <class T, unsigned U>
 static void narrow_product(const RowProduct<T>& a, index first, index row) {
   using S = Vec<T>;
-  constexpr index together = Turn<T>::terms, early = 128 / static_cast<index>(sizeof(T));
+  constexpr index together = Turn<T>::terms, line = 64 / static_cast<index>(sizeof(T));
   const index block = sum_block(a.terms), output = a.outputs.first;
   const Weights<T>& w = a.weights;
   const T* x = a.a[first];
@@ -111,8 +111,9 @@ static void narrow_product(const RowProduct<T>& a, index first, index row) {
     for (unsigned u = 0; u < U; ++u) chain[u] = S::set(T(0));
     index t = k;
     for (; t + together <= end; t += together) {
-      if (t % (early / 2) == 0) {
-        for (index c = 0; c < S::lanes; ++c) prefetch(x + c * row + t + early);
+      if (t % line == 0) {  // the next rows, in the order of memory: one stream, not many
+        const T* ahead = x + S::lanes * (row + t);
+        for (index c = 0; c < S::lanes; ++c) prefetch_far(ahead + c * line);
       }
       typename S::V turned[Turn<T>::terms];
       Turn<T>::block(turned, x + t, row);

@@ -141,12 +141,14 @@ static void add_blocks_unpacked(T* s, const T* a, index terms, index block, cons
 
 // The same where each output's terms lie side by side: small blocks are turned in registers and used at once, a cache
 // line of each output at a time. Few outputs at once, which share cache sets where they lie some multiple of 4 KiB
-// apart; the lines that follow are asked for early.
+// apart. The outputs that come next are asked for early, in the order of memory where they lie side by side: one
+// stream.
 template <class T>
 static void add_blocks_turned(T* s, const T* a, index terms, index block, const T* b, index output_stride) {
   using S = Vec<T>;
   constexpr unsigned W = Tile<T>::turned_vectors;
-  constexpr index line = 64 / static_cast<index>(sizeof(T)), together = Turn<T>::terms, early = 2 * line;
+  constexpr index line = 64 / static_cast<index>(sizeof(T)), together = Turn<T>::terms, outputs = W * S::lanes;
+  const bool far = terms > longest_block;  // else the weights are few enough to be near
   for (index k = 0; k < terms; k += block) {
     const index end = k + block < terms ? k + block : terms;
     const index lines = k + (end - k) / line * line;
@@ -155,11 +157,11 @@ static void add_blocks_turned(T* s, const T* a, index terms, index block, const 
 #pragma GCC unroll 4
     for (unsigned w = 0; w < W; ++w) acc[0][w] = S::set(T(0));
     for (index t = k; t < lines; t += line) {
+      const T* ahead = b + outputs * (output_stride + t);
+      for (index c = 0; far && c < outputs; ++c) prefetch_far(ahead + c * line);
 #pragma GCC unroll 4
       for (unsigned w = 0; w < W; ++w) {
         const T* from = b + w * S::lanes * output_stride + t;
-#pragma GCC unroll 16
-        for (index c = 0; c < S::lanes; ++c) prefetch(from + c * output_stride + early);
 #pragma GCC unroll 8
         for (index q = 0; q < line; q += together) {
           typename S::V turned[Turn<T>::terms];

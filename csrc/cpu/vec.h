@@ -23,6 +23,15 @@ FN void prefetch(const void* p) {
 #endif
 }
 
+// The same into the second cache level: for what is used after much else
+FN void prefetch_far(const void* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p, 0, 2);
+#else
+  (void)p;
+#endif
+}
+
 // Values loaded before this are not kept on the stack for use after it
 FN void compiler_barrier() {
 #if defined(__GNUC__)

@@ -6,7 +6,6 @@ import ctypes
 import os
 import sys
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -102,8 +101,10 @@ def get(name: str, device: str = "cpu") -> Implementation:
     """
     if type(name) is not str:
         raise TypeError(f"backend: expected str, got {type(name).__name__}")
-    with suppress(KeyError):
+    try:
         return _chosen[name, device]  # not .get(): CPython without the GIL locks there, and a fork would keep the lock
+    except KeyError:
+        pass
     found = _chosen[name, device] = _get(name, device)
     return found
 
