@@ -71,8 +71,8 @@ SMALL = [
     Shape(1, 9, 3, 33),
     Shape(7, 12, 10, 17),
     Shape(3, 31, 1, 100),
-    Shape(4, 169, 1, 1),
-]  # the last one: d_b's addends cancel
+    Shape(4, 169, 1, 1),  # d_b's addends cancel
+]
 
 
 @pytest.mark.parametrize("shape", SMALL, ids=str)

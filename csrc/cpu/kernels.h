@@ -10,7 +10,7 @@ namespace fastrnn {
 // summed index, its outputs side by side; the last panel is only as wide as whole vectors demand, zero-filled.
 template <class T>
 struct Weights {
-  const T* packed = nullptr;  // nullptr: too few rows to pack all ahead; blocks are packed where used, not for one row
+  const T* packed = nullptr;  // nullptr: not ahead; blocks are packed where they are used, and one row does without
   const T* source = nullptr;  // (term s, output o): source[s * term_stride + o * output_stride]
   index term_stride = 0, output_stride = 0;
 };

@@ -109,6 +109,7 @@ template <class T>
 static void pack_operand(const OperandRows<T>& a, index first, index last) {
   using S = Vec<T>;
   using G = Tile<T>;
+  // The rows of a step lie apart from those of the next one. Short rows are there sooner than they could be asked for.
   constexpr index early = 16;
   const bool long_rows = a.columns * static_cast<index>(sizeof(T)) >= 256;
   for (index i = first; i < last; ++i) {

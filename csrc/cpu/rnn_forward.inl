@@ -160,7 +160,7 @@ static void row_product(const RowProduct<T>& a) {
                         : outputs == 3 ? narrow_product<T, 3>
                                        : narrow_product<T, 4>;
     for (; done + S::lanes <= a.rows && evenly_spaced(a.a, done, S::lanes); done += S::lanes) {
-      narrow(a, done, S::lanes > 1 ? a.a[done + 1] - a.a[done] : 0);
+      narrow(a, done, a.a[done + 1] - a.a[done]);
     }
     if (done == a.rows) return;
   }

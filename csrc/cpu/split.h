@@ -66,8 +66,8 @@ inline index rows_per_check(double flops_per_row, index tile_rows) {
   return rows > 4 * tile_rows ? rows : 4 * tile_rows;
 }
 
-// Whether weights are read often enough to pack all of them first: not for one or two tiles of rows in all, nor where
-// they would be packed on the way no more often.
+// Whether weights are read often enough to pack all of them first. One or two tiles of rows in all take them as they
+// lie, and one step of one block of rows packs them on its way, without a copy in memory.
 inline bool worth_packing(index steps, index batch, index tile_rows) {
   return (steps > 1 || batch > most_block_rows) && steps * ((batch + tile_rows - 1) / tile_rows) > 2;
 }

@@ -58,34 +58,25 @@ FN void chain(typename Vec<T>::V (&acc)[R][W], const Rows& a, const T* b, index 
   for (; k < n; ++k) chain_term<T, R, W>(acc, a, b, panel_stride, k);
 }
 
-// s[r][w] += the tile's chain
-template <class T, unsigned R, unsigned W>
-FN void add_chain(T* s, const typename Vec<T>::V (&acc)[R][W]) {
+// s[r][w] = from(r)[w] + the tile's chain
+template <class T, unsigned R, unsigned W, class From>
+FN void add_chain_to(T* s, From from, const typename Vec<T>::V (&acc)[R][W]) {
   using S = Vec<T>;
   compiler_barrier();
 #pragma GCC unroll 8
   for (unsigned r = 0; r < R; ++r) {
+    const T* before = from(r);
 #pragma GCC unroll 8
     for (unsigned w = 0; w < W; ++w) {
-      T* at = s + (r * W + w) * S::lanes;
-      S::store(at, S::add(S::load(at), acc[r][w]));
+      S::store(s + (r * W + w) * S::lanes, S::add(S::load(before + w * S::lanes), acc[r][w]));
     }
   }
 }
 
-// s[r][w] = seed[r][w] + the tile's chain
+// s[r][w] += the tile's chain
 template <class T, unsigned R, unsigned W>
-FN void begin_with_chain(T* s, const T* const* seed, const typename Vec<T>::V (&acc)[R][W]) {
-  using S = Vec<T>;
-  compiler_barrier();
-#pragma GCC unroll 8
-  for (unsigned r = 0; r < R; ++r) {
-    const T* from = seed[r];
-#pragma GCC unroll 8
-    for (unsigned w = 0; w < W; ++w) {
-      S::store(s + (r * W + w) * S::lanes, S::add(S::load(from + w * S::lanes), acc[r][w]));
-    }
-  }
+FN void add_chain(T* s, const typename Vec<T>::V (&acc)[R][W]) {
+  add_chain_to<T, R, W>(s, [&](unsigned r) { return s + r * W * Vec<T>::lanes; }, acc);
 }
 
 // s[r][w] += the blocks of a[r][first .. first + terms) * b, one after the other; b holds W vectors a term. With a seed
@@ -101,7 +92,7 @@ static void add_blocks(T* s, const T* const* seed, const T* const* a, index firs
     typename Vec<T>::V acc[R][W];
     chain<T, R, W>(acc, rows, b, panel_stride, n);
     if (seed) {
-      begin_with_chain<T, R, W>(s, seed, acc);
+      add_chain_to<T, R, W>(s, [&](unsigned r) { return seed[r]; }, acc);
       seed = nullptr;
     } else if (!(fault(Fault::sum_block_skipped) && first + k == block)) {
       add_chain<T, R, W>(s, acc);
@@ -300,7 +291,7 @@ FN void add_product(T* s, const T* const* seed, const TileAt& at, AddBlocks<T> a
              a.weights.packed + at.column * a.terms, Tile<T>::columns * a.terms);
 }
 
-// Some tiles of the same outputs, one after the other; their sums, too
+// Some tiles of the same outputs, one after the other, as their sums are
 struct TileRun {
   const RowTiles& tiles;
   index first, last;
@@ -316,7 +307,7 @@ struct TileRun {
   inline bool one_row() const { return last - first == 1 && tiles.size(first) == 1; }
 };
 
-// The same where weights are not packed: block by block they are, for all tiles of the run; but not for one row.
+// The same where weights are not packed: each block is, once for all tiles of the run; one row takes them as they lie.
 template <class T>
 FN void add_product_unpacked(T* s, T* panels, const TileRun& run, index vectors, const Product<T>& a) {
   using G = Tile<T>;
