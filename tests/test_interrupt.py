@@ -150,9 +150,11 @@ def test_ctrl_c_in_a_training_loop(backend: str) -> None:
     """Twelve times, anywhere in forward and backward of two layers: the next step is right, and no memory is lost."""
     if backend == "numpy":
         pytest.skip("NumPy's own threads; between two of its products nothing is ours")
-    waits, grown = json.loads(output_of(f"BACKEND = {backend!r}\n" + LOOP, timeout=120))
+    # Every large block a mapping of its own: malloc's reuse of freed pieces alone moves the rest by 20 MB.
+    own = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    waits, grown = json.loads(output_of(f"BACKEND = {backend!r}\n" + LOOP, timeout=120, **own))
     assert statistics.median(waits) <= LIMIT, f"{[round(1000 * w) for w in waits]} ms"
-    assert grown < 1_000_000, f"{grown} bytes"
+    assert grown < 200_000, f"{grown} bytes"
 
 
 CLI = """
