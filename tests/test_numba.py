@@ -3,10 +3,15 @@ number of rows that is left over, with every option.
 """
 
 import os
+import platform
+import re
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,7 @@ import pytest
 from helpers.cases import Case
 from helpers.checks import check_backward, check_forward
 from helpers.kernels import Kernel, known_kernels
+from helpers.processes import output_of
 
 from fastrnn._speed.arms import Problem, backend_arm, equal_threads
 from fastrnn._speed.shapes import Shape
@@ -38,7 +44,7 @@ def plan_of(case: Case) -> Any:
 @pytest.mark.parametrize("B", [1, 2, 3, 5, 6, 7])
 def test_few_rows_read_large_weights_in_blocks_of_8(numba: Kernel, dtype: str, B: int) -> None:
     """Loops over w_hh of half a MiB or more, where 1, 2 or 3 rows are left over by tiles of four."""
-    from fastrnn._backends.numba_kernels import LARGE
+    from fastrnn._backends.numba_products import LARGE
 
     case = Case(T=-(-20 // B), B=B, I=3, H=365, dtype=dtype, seed=B)
     assert case.H**2 * np.dtype(dtype).itemsize >= LARGE
@@ -67,7 +73,7 @@ def test_a_call_too_short_to_transpose_its_large_weights(
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (1, 2), (1, 3), (2, 4), (1, 7), (3, 5)])
-@pytest.mark.parametrize(("I", "H"), [(1, 1), (3, 2), (7, 9), (8, 15), (17, 8), (129, 181)])
+@pytest.mark.parametrize(("I", "H"), [(1, 1), (3, 2), (7, 9), (8, 15), (17, 8), (16, 33), (129, 181)])
 def test_a_call_of_few_rows_takes_its_weights_as_they_are(
     numba: Kernel, dtype: str, T: int, B: int, I: int, H: int, options: dict[str, Any]
 ) -> None:
@@ -159,17 +165,45 @@ def test_one_step_is_faster_than_the_reference(dtype: str, B: int, H: int) -> No
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 15, 16, 17, 18, 19, 33])
 @pytest.mark.parametrize("K", [1, 127, 128, 129, 257])
 def test_a_product_of_any_size_is_within_the_bound_of_its_sums(dtype: str, rows: int, K: int) -> None:
-    """|a @ w - exact| <= (K + 2) eps / 2 |a| @ |w|, from a as rows and as columns."""
+    """|a @ w - exact| <= (K + 2) eps / 2 |a| @ |w|, from a as rows and as columns; each column has the same bits beside
+    whatever number of others, and nothing is written behind the last one."""
     from fastrnn._backends.numba_cpu import _product
 
     rng = np.random.default_rng(rows * K)
-    for columns in (1, 3, 7, 8, 9, 31, 64, 65):
-        a, w = (rng.standard_normal(shape).astype(dtype) for shape in ((rows, K), (K, columns)))
-        exact, size = (f(a).astype(np.longdouble) @ f(w).astype(np.longdouble) for f in (np.positive, np.abs))
+    a, w = (rng.standard_normal(shape).astype(dtype) for shape in ((rows, K), (K, 251)))
+    exact, size = (f(a).astype(np.longdouble) @ f(w).astype(np.longdouble) for f in (np.positive, np.abs))
+    bound, first = (K + 2) * np.finfo(dtype).eps / 2 * size, None
+    for n in (251, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 95, 112, 113, 127, 128, 129, 160, 191):
         for given in (a, np.asfortranarray(a)):
-            out = np.full((rows, columns), np.nan, dtype)
-            _product(given, w, out, blas=False)
-            assert (np.abs(out - exact) <= (K + 2) * np.finfo(dtype).eps / 2 * size).all(), (columns, given.flags)
+            memory = np.full(rows * n + 64, np.nan, dtype)
+            out = memory[: rows * n].reshape(rows, n)
+            _product(given, w[:, :n].copy(), out, blas=False)
+            first = out if first is None else first
+            assert (np.abs(out - exact[:, :n]) <= bound[:, :n]).all(), (n, given.flags)
+            np.testing.assert_array_equal(out, first[:, :n])
+            assert np.isnan(memory[rows * n :]).all()
+
+
+OTHER_CPUS = {
+    "vectors of 32 bytes, 16 registers": ("znver3", "+avx,+avx2,+fma,+bmi,+bmi2,+sse4.1,+sse4.2,+ssse3,+sse3,+popcnt"),
+    "no FMA": ("generic", ""),
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="vectors are of one size elsewhere")
+@pytest.mark.parametrize("cpu", OTHER_CPUS)
+def test_products_for_other_processors(cpu: str, tmp_path: Path) -> None:
+    """The tests of products pass on code that is compiled for processors with less than this one has."""
+    name, features = OTHER_CPUS[cpu]
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "any_size or few_rows"]
+    cpu_of_numba = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert output_of("from fastrnn._backends.numba_products import VECTOR; print(VECTOR)", **cpu_of_numba) == "32"
+    environment = {**os.environ, **cpu_of_numba}
+    result = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^[0-9]+ passed, [0-9]+ deselected", result.stdout, re.MULTILINE), result.stdout
 
 
 def test_a_pool_that_is_late_keeps_no_memory(monkeypatch: pytest.MonkeyPatch, no_collector: None) -> None:

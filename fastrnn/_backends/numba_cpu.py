@@ -40,7 +40,7 @@ WEIGHTS_PER_ROW = 1 << 13
 BLAS_WEIGHTS = 1 << 17  # where they are fewer, a call of BLAS costs more than it saves
 KEPT_PLANS = 1000
 KEPT_SPANS = 8  # of a plan: of more, making them takes no time beside the work
-DOT_ROWS = 32  # data rows up to which the loops take the weights as they are
+DOT_ROWS = 64  # data rows up to which the loops take the weights as they are
 
 
 # ---- Threads: tasks in a queue that the caller and helpers empty together. A pool that is busy, or closed because the
@@ -149,6 +149,9 @@ class _Plan:
         )  # of the chunks, in the order of processing
         self._kept = [self._spans(i0) for i0 in self.starts] if len(self.starts) <= KEPT_SPANS else None
         self.output_shape = (*shape[:-1], H)
+        self.x_rows, self.output_rows = (self.N, shape[-1]), (self.N, H)
+        self.all_rows, self.first_steps, self.all_steps = (0, self.B), (-1, T), (0, T)
+        self.short = self.small and len(self.starts) == 1  # one chunk, and one call of compiled code for all of it
         self.plain: dict[tuple[Any, str], Options] = {}  # by dtype and activation, for calls without other options
 
     def whole(self) -> bool:
@@ -191,6 +194,12 @@ def _plan(x: Array, I: int, H: int, options: RnnOptions) -> _Plan:
             _plans.clear()
         found = _plans[key] = _Plan(x.shape, I, H, options)
     return found
+
+
+def _are_rows(x: Array, output: Array, d_output: Array | None = None) -> bool:
+    """All can be taken as rows (N, K) without a copy."""
+    given = x.flags.c_contiguous and output.flags.c_contiguous
+    return given and (d_output is None or d_output.flags.c_contiguous)
 
 
 class _Staged:
@@ -405,8 +414,12 @@ def rnn_forward(
     else:
         w, u = pack_weights(w_ih, w_hh) if packed is None else packed
     common = (_bias(b_ih, dtype), _bias(b_hh, dtype), states, work, _options(options, plan, H, dtype))
-    inputs, outputs = _rows(x, plan), _rows(output, plan)
-    kernel, whole = kernels(dtype).forward, plan.whole()
+    kernel = kernels(dtype).forward
+    if plan.short and not projected and _are_rows(x, output):
+        rows, z = x.reshape(plan.x_rows), output.reshape(plan.output_rows)
+        kernel(rows, z, w, u, *common, 0, plan.all_rows, plan.first_steps, plan.dots)
+        return output, states
+    inputs, outputs, whole = _rows(x, plan), _rows(output, plan), plan.whole()
     for span, _ in plan.spans():
         rows, z = _read(inputs, span), _room(outputs, span)
         if projected:
@@ -451,21 +464,30 @@ def rnn_backward(
     d_w_hh = empty((H, H), dtype) if "w_hh" in needs else None
     d_b, b_sum = (np.zeros(H, dtype), np.zeros(H)) if "b" in needs else (None, no_sum)
     d_alpha, alpha_sum = (np.zeros(H, dtype), np.zeros(H)) if leaky and "alpha" in needs else (None, no_sum)
-    # Of one chunk they are the products themselves, of several summed in float64.
-    d_weights = [d for d in (d_w_ih, d_w_hh) if d is not None]
-    totals = [] if len(plan.starts) == 1 else [np.zeros(d.shape) for d in d_weights]
     carry, product = _states(d_h_n, B, H, dtype), empty((B, H), dtype)
     first_states = np.zeros((B, H), dtype) if h_0 is None else np.ascontiguousarray(h_0)
     chunk = empty((4 if leaky else 1 if d_w_hh is None else 2, plan.chunk_rows, H), dtype)
+    w, u = np.ascontiguousarray(w_ih), np.ascontiguousarray(w_hh)
+    given = _options(options, plan, H, dtype)
+    compiled = kernels(dtype)
+    d_x_rows = no_rows if d_x is None else d_x.reshape(plan.x_rows)
+    # Of one chunk they are the products themselves, of several summed in float64.
+    parts = (no_rows if d_w_ih is None else d_w_ih, no_rows if d_w_hh is None else d_w_hh, _bias(d_b, dtype), b_sum)
+    if plan.short and options.plain and not projected and _are_rows(x, output, d_output):
+        given_rows = no_rows if d_output is None else d_output.reshape(plan.output_rows)
+        compiled.backward(
+            chunk, product, given_rows, output.reshape(plan.output_rows), 0, x.reshape(plan.x_rows), w, u,
+            first_states, carry, d_x_rows, *parts, given, 0, plan.all_rows, plan.all_steps,
+        )  # fmt: skip
+        result = RnnGradients(d_x, carry if "h_0" in needs else None, d_w_ih, d_w_hh, d_b)
+        return result if sums is None else sums.take(result)
+    d_weights = [d for d in (d_w_ih, d_w_hh) if d is not None]
+    totals = [] if len(plan.starts) == 1 else [np.zeros(d.shape) for d in d_weights]
     again = _Again(plan, projected, w_ih, w_hh, b_ih, b_hh, options) if leaky else None
     inputs, tapes = _rows(x, plan, blank=plan.ragged), _rows(output, plan, more_rows=B)
     upstream = None if d_output is None else _rows(d_output, plan)
-    w, u = np.ascontiguousarray(w_ih), np.ascontiguousarray(w_hh)
-    given = _options(options, plan, H, dtype)
-    compiled, whole = kernels(dtype), plan.whole()
-    d_x_rows = no_rows if d_x is None else d_x.reshape(plan.N, x.shape[-1])
     d_products = no_rows if projected else d_x_rows  # what the kernel multiplies for
-    parts = (no_rows if d_w_ih is None else d_w_ih, no_rows if d_w_hh is None else d_w_hh, _bias(d_b, dtype), b_sum)
+    whole = plan.whole()
     for span, behind in plan.spans(backward=True):
         rows, tape = _read(inputs, span), (_read(tapes, behind), behind.r0)
         d_rows = no_rows if upstream is None else _read(upstream, span)
