@@ -78,6 +78,7 @@ struct RowProduct {
   Weights<T> weights;
   const T* bias = nullptr;  // padded to whole vectors; nullptr: 0
   T* const* out = nullptr;
+  const T* const* ahead = nullptr;  // as many rows of as many elements, which will be read next; or nullptr
   index tile_rows = 0;
 };
 
@@ -104,6 +105,24 @@ struct WeightGradient {
   bool add = true;
 };
 
+// The same for an operand of few columns, as its rows lie: d_w(units, all columns).
+template <class T>
+struct NarrowGradient {
+  index rows = 0;
+  const T* d_sum = nullptr;
+  index d_sum_row = 0;
+  const T* const* operand = nullptr;
+  index unit = 1;  // elements between an operand's columns
+  index columns = 0;
+  Columns units = {0, 0};
+  T* d_w = nullptr;
+  index d_w_row = 0;
+  bool add = true;
+};
+
+// Columns of an operand up to which units fill vectors better than its columns do
+static constexpr index narrow_columns(index lanes) { return lanes / 2; }
+
 // Outputs up to which a product's rows fill vectors better than its outputs do
 static constexpr index narrow_outputs(index lanes) { return lanes >= 8 ? lanes / 4 : 0; }
 
@@ -120,6 +139,7 @@ struct Kernels {
                      index last_tile);
   void (*pack_operand)(const OperandRows<T>&, index first, index last);
   void (*weight_gradient)(const WeightGradient<T>&);
+  void (*narrow_gradient)(const NarrowGradient<T>&);
   // d_b += the block's sum; lost collects what the additions to d_b round away
   void (*bias_gradient)(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index H);
   void (*tanh)(const T* x, T* out, index count);

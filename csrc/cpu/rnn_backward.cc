@@ -53,7 +53,8 @@ public:
         row_(padded_row<T>(p_.shape.H)),
         activations_(problem, kernels) {
     const Shape& n = p_.shape;
-    const bool weights = needs_weights(), operands = weights || leaky();
+    narrow_x_ = n.I > 0 && n.I <= narrow_columns(k_.lanes);
+    const bool operands = needs_weights() || leaky();
     const index steps = chunk_ < order_.steps() ? chunk_ : order_.steps();
     const index lines = largest_chunk();
     const bool pack_now = worth_packing(order_.steps(), n.B, k_.tile_rows);
@@ -65,8 +66,9 @@ public:
     const auto d_state = memory_.take<T>(p_.options.keep_mask || leaky() ? checked_product(n.B, n.H) : 0);
     const auto first_line = memory_.take<index>(steps + 1);
     const index tiles = (n.H + k_.tile_rows - 1) / k_.tile_rows;
-    const auto d_sum_tiles = memory_.take<T>(weights ? checked_product(lines, tiles * k_.tile_rows) : 0);
-    const auto x_panels = memory_.take<T>(p_.d_w_ih.data ? checked_product(packed_size(k_, 1, n.I), lines) : 0);
+    const auto d_sum_tiles = memory_.take<T>(needs_tiles() ? checked_product(lines, tiles * k_.tile_rows) : 0);
+    const auto x_panels =
+        memory_.take<T>(p_.d_w_ih.data && !narrow_x_ ? checked_product(packed_size(k_, 1, n.I), lines) : 0);
     const auto h_panels = memory_.take<T>(p_.d_w_hh.data ? checked_product(packed_size(k_, 1, n.H), lines) : 0);
     const auto x_rows = memory_.take<const T*>(operands ? lines : 0);
     const auto h_rows = memory_.take<const T*>(operands ? lines : 0);
@@ -138,6 +140,7 @@ private:
   }
 
   bool needs_weights() const { return p_.d_w_ih.data || p_.d_w_hh.data; }
+  bool needs_tiles() const { return p_.d_w_hh.data || (p_.d_w_ih.data && !narrow_x_); }
   bool leaky() const { return p_.options.alpha.data != nullptr; }
 
   // What the additions to a sum of blocks rounded away; where it is not finite, the sum is infinite or NaN already
@@ -375,7 +378,7 @@ private:
   void middle_phase() {
     const index groups = (lines_ + group_lines - 1) / group_lines;
     const index tiles = (p_.shape.H + k_.tile_rows - 1) / k_.tile_rows;
-    const index tile_tasks = needs_weights() ? (tiles + tiles_a_task - 1) / tiles_a_task : 0;
+    const index tile_tasks = needs_tiles() ? (tiles + tiles_a_task - 1) / tiles_a_task : 0;
     const index unit_tasks = (p_.d_b.data ? 1 : 0) + (d_alpha_ ? 1 : 0);
     parallel_for(groups + tile_tasks + unit_tasks, threads_, control_, [&](index task, int worker) {
       if (control_.stopped(worker == 0)) return;
@@ -383,7 +386,7 @@ private:
         const index first = task * group_lines;
         const index last = first + group_lines < lines_ ? first + group_lines : lines_;
         if (p_.d_x.data) input_gradient(first, last);
-        if (p_.d_w_ih.data) k_.pack_operand(x_operand(), first, last);
+        if (p_.d_w_ih.data && !narrow_x_) k_.pack_operand(x_operand(), first, last);
         if (p_.d_w_hh.data) k_.pack_operand(h_operand(), first, last);
       } else if (task < groups + tile_tasks) {
         const index tile = (task - groups) * tiles_a_task;
@@ -426,6 +429,7 @@ private:
     product.a = from;
     product.weights = w_ih_t_;
     product.out = to;
+    if (p_.d_w_ih.data && p_.x.unit == 1) product.ahead = x_rows_ + first;
     product.tile_rows = p_.tuning.tile_rows;
     k_.row_product(product);
   }
@@ -455,15 +459,16 @@ private:
     }
   };
 
-  WeightTasks weight_tasks(const Matrix<T>& d_w, index width) const {
+  WeightTasks weight_tasks(const Matrix<T>& d_w, index width, bool narrow) const {
     if (!d_w.data) return WeightTasks{false, 0, 0};
-    const bool by_units = lines_ * width * static_cast<index>(sizeof(T)) <= operand_in_cache;
-    const index size = by_units ? tiles_a_task * k_.tile_rows : k_.tile_columns;
+    const bool by_units = narrow || lines_ * width * static_cast<index>(sizeof(T)) <= operand_in_cache;
+    const index size = narrow ? narrow_units : by_units ? tiles_a_task * k_.tile_rows : k_.tile_columns;
     return WeightTasks{by_units, size, ((by_units ? p_.shape.H : width) + size - 1) / size};
   }
 
   void weight_phase() {
-    const WeightTasks ih = weight_tasks(p_.d_w_ih, p_.shape.I), hh = weight_tasks(p_.d_w_hh, p_.shape.H);
+    const WeightTasks ih = weight_tasks(p_.d_w_ih, p_.shape.I, narrow_x_);
+    const WeightTasks hh = weight_tasks(p_.d_w_hh, p_.shape.H, false);
     parallel_for(ih.count + hh.count, threads_, control_, [&](index task, int worker) {
       if (control_.stopped(worker == 0)) return;
       if (fault(Fault::d_w_panel_missed) && threads_ > 1 && task == 0) return;
@@ -471,6 +476,12 @@ private:
       const Matrix<T>& d_w = is_hh ? p_.d_w_hh : p_.d_w_ih;
       const WeightTasks& tasks = is_hh ? hh : ih;
       const index of_these = is_hh ? task - ih.count : task;
+      const bool add = (p_.accumulate && !(is_hh && fault(Fault::sums_begin_again))) || end_ < order_.steps();
+      if (narrow_x_ && !is_hh) {
+        k_.narrow_gradient({lines_, d_sum_, row_, x_rows_, p_.x.unit, p_.shape.I, tasks.units(of_these, p_.shape.H),
+                            d_w.data, d_w.row, add});
+        return;
+      }
       WeightGradient<T> g;
       g.rows = lines_;
       g.d_sum_tiles = d_sum_tiles_;
@@ -479,7 +490,7 @@ private:
       g.columns = tasks.columns(of_these, is_hh ? p_.shape.H : p_.shape.I);
       g.d_w = d_w.data;
       g.d_w_row = d_w.row;
-      g.add = (p_.accumulate && !(is_hh && fault(Fault::sums_begin_again))) || end_ < order_.steps();
+      g.add = add;
       k_.weight_gradient(g);
     });
   }
@@ -519,6 +530,7 @@ private:
 
   static constexpr index group_lines = 48;              // rows of one task: d_x and packing
   static constexpr index tiles_a_task = 8;              // tiles of d_sum that one task packs, or turns into rows of d_w
+  static constexpr index narrow_units = 256;            // of one task
   static constexpr index operand_in_cache = 64 * 1024;  // bytes
 
   const BackwardProblem<T>& p_;
@@ -551,6 +563,7 @@ private:
   T* d_alpha_ = nullptr;        // what each of the chunk's lines adds to the gradient
   T* lost_of_alpha_ = nullptr;  // what these additions rounded away
   bool copy_states_ = false;
+  bool narrow_x_ = false;                  // x has so few columns that it is no operand of tiles
   index begin_ = 0, end_ = 0, lines_ = 0;  // this chunk: steps [begin_, end_), their rows
 };
 

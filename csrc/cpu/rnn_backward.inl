@@ -186,6 +186,76 @@ static void weight_gradient(const WeightGradient<T>& a) {
   }
 }
 
+// Of C columns and W vectors of units: each term is a column's element, spread, times units.
+template <class T, unsigned C, unsigned W>
+static void narrow_tile(const NarrowGradient<T>& a, index unit, index units) {
+  using S = Vec<T>;
+  alignas(64) T sum[C * W * static_cast<unsigned>(S::lanes)];
+  index lanes[W];  // valid ones
+  for (unsigned w = 0; w < W; ++w) {
+    lanes[w] = units - w * S::lanes < S::lanes ? units - w * S::lanes : S::lanes;
+    for (unsigned c = 0; c < C; ++c) S::store(sum + (c * W + w) * S::lanes, S::set(T(0)));
+  }
+  const T* d_sum = a.d_sum + unit;
+  for (index first = 0; first < a.rows; first += gradient_chain) {
+    const index end = a.rows - first < gradient_chain ? a.rows : first + gradient_chain;
+    typename S::V acc[C][W];
+#pragma GCC unroll 8
+    for (unsigned c = 0; c < C; ++c)
+#pragma GCC unroll 8
+      for (unsigned w = 0; w < W; ++w) acc[c][w] = S::set(T(0));
+    for (index i = first; i < end; ++i) {
+      const T* row = d_sum + i * a.d_sum_row;
+      typename S::V d[W];
+#pragma GCC unroll 8
+      for (unsigned w = 0; w < W; ++w) d[w] = W > 1 ? S::load(row + w * S::lanes) : load_lanes(row, lanes[0]);
+#pragma GCC unroll 8
+      for (unsigned c = 0; c < C; ++c) {
+        const auto value = S::set(a.operand[i][static_cast<index>(c) * a.unit]);
+#pragma GCC unroll 8
+        for (unsigned w = 0; w < W; ++w) acc[c][w] = S::add_product(acc[c][w], d[w], value);
+      }
+    }
+#pragma GCC unroll 8
+    for (unsigned c = 0; c < C; ++c)
+#pragma GCC unroll 8
+      for (unsigned w = 0; w < W; ++w) {
+        T* of = sum + (c * W + w) * S::lanes;
+        S::store(of, S::add(S::load(of), acc[c][w]));
+      }
+  }
+  for (index u = 0; u < units; ++u) {
+    T* d_w = a.d_w + (unit + u) * a.d_w_row;
+    for (unsigned c = 0; c < C; ++c) {
+      const T value = sum[static_cast<index>(c * W) * S::lanes + u];
+      d_w[c] = a.add ? d_w[c] + value : value;
+    }
+  }
+}
+
+template <class T, unsigned C>
+static void narrow_gradient_of(const NarrowGradient<T>& a) {
+  constexpr index L = Vec<T>::lanes;
+  constexpr unsigned registers = Vec<T>::registers;
+  constexpr unsigned W = (C + 1) * 8 < registers ? 8 : (C + 1) * 4 < registers ? 4 : 2;
+  index unit = a.units.first;
+  for (; unit + static_cast<index>(W) * L <= a.units.last; unit += W * L) narrow_tile<T, C, W>(a, unit, W * L);
+  for (; unit < a.units.last; unit += L) {
+    narrow_tile<T, C, 1>(a, unit, a.units.last - unit < L ? a.units.last - unit : L);
+  }
+}
+
+template <class T, unsigned C = 1>
+static void narrow_gradient(const NarrowGradient<T>& a) {
+  if constexpr (static_cast<index>(C) <= narrow_columns(Vec<T>::lanes)) {
+    if (a.columns == static_cast<index>(C)) {
+      narrow_gradient_of<T, C>(a);
+    } else {
+      narrow_gradient<T, C + 1>(a);
+    }
+  }
+}
+
 // d_b += the block's sum, whose rounding goes to lost (two-sum); several vectors at once hide the additions' latency
 template <class T, unsigned W>
 FN void bias_gradient_of(T* d_b, T* lost, const T* d_sum, index rows, index row_stride, index columns) {

@@ -165,9 +165,11 @@ static void row_product(const RowProduct<T>& a) {
     if (done == a.rows) return;
   }
   T* const* out_rows = a.out + done;
+  const T* const* ahead = a.ahead ? a.ahead + done : nullptr;
   const auto seed = [&](const T** seeds, const TileAt& at) {
     for (index r = 0; r < at.rows; ++r) seeds[r] = a.bias ? a.bias + at.column : zeros<T>;
     prefetch_rows<T>(out_rows, at.row, at.rows, at.column, at.columns, 1);
+    prefetch_rows<T>(ahead, at.row, at.rows, at.column, at.columns, 1);
     return true;
   };
   const auto finish = [&](T* s, const TileAt& at) {
