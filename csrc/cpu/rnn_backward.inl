@@ -191,11 +191,7 @@ template <class T, unsigned C, unsigned W>
 static void narrow_tile(const NarrowGradient<T>& a, index unit, index units) {
   using S = Vec<T>;
   alignas(64) T sum[C * W * static_cast<unsigned>(S::lanes)];
-  index lanes[W];  // valid ones
-  for (unsigned w = 0; w < W; ++w) {
-    lanes[w] = units - w * S::lanes < S::lanes ? units - w * S::lanes : S::lanes;
-    for (unsigned c = 0; c < C; ++c) S::store(sum + (c * W + w) * S::lanes, S::set(T(0)));
-  }
+  for (unsigned i = 0; i < C * W; ++i) S::store(sum + i * S::lanes, S::set(T(0)));
   const T* d_sum = a.d_sum + unit;
   for (index first = 0; first < a.rows; first += gradient_chain) {
     const index end = a.rows - first < gradient_chain ? a.rows : first + gradient_chain;
@@ -208,7 +204,7 @@ static void narrow_tile(const NarrowGradient<T>& a, index unit, index units) {
       const T* row = d_sum + i * a.d_sum_row;
       typename S::V d[W];
 #pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) d[w] = W > 1 ? S::load(row + w * S::lanes) : load_lanes(row, lanes[0]);
+      for (unsigned w = 0; w < W; ++w) d[w] = S::load(row + w * S::lanes);  // padded to whole lines
 #pragma GCC unroll 8
       for (unsigned c = 0; c < C; ++c) {
         const auto value = S::set(a.operand[i][static_cast<index>(c) * a.unit]);
@@ -233,23 +229,22 @@ static void narrow_tile(const NarrowGradient<T>& a, index unit, index units) {
   }
 }
 
-template <class T, unsigned C>
-static void narrow_gradient_of(const NarrowGradient<T>& a) {
-  constexpr index L = Vec<T>::lanes;
-  constexpr unsigned registers = Vec<T>::registers;
-  constexpr unsigned W = (C + 1) * 8 < registers ? 8 : (C + 1) * 4 < registers ? 4 : 2;
-  index unit = a.units.first;
-  for (; unit + static_cast<index>(W) * L <= a.units.last; unit += W * L) narrow_tile<T, C, W>(a, unit, W * L);
-  for (; unit < a.units.last; unit += L) {
-    narrow_tile<T, C, 1>(a, unit, a.units.last - unit < L ? a.units.last - unit : L);
+// The units from `unit` on: W vectors at a time, then half as many
+template <class T, unsigned C, unsigned W>
+static void narrow_tiles(const NarrowGradient<T>& a, index unit) {
+  constexpr index width = static_cast<index>(W) * Vec<T>::lanes;
+  for (; unit + (W > 1 ? width : 1) <= a.units.last; unit += width) {
+    narrow_tile<T, C, W>(a, unit, a.units.last - unit < width ? a.units.last - unit : width);
   }
+  if constexpr (W > 1) narrow_tiles<T, C, W / 2>(a, unit);
 }
 
 template <class T, unsigned C = 1>
 static void narrow_gradient(const NarrowGradient<T>& a) {
   if constexpr (static_cast<index>(C) <= narrow_columns(Vec<T>::lanes)) {
     if (a.columns == static_cast<index>(C)) {
-      narrow_gradient_of<T, C>(a);
+      constexpr unsigned registers = Vec<T>::registers;
+      narrow_tiles<T, C, (C + 1) * 8 < registers ? 8 : (C + 1) * 4 < registers ? 4 : 2>(a, a.units.first);
     } else {
       narrow_gradient<T, C + 1>(a);
     }
