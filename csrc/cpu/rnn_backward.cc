@@ -4,6 +4,7 @@
 //   1. the sequential part, over blocks of batch rows:    d_sum of every (step, row) of the chunk
 //   2. d_x, d_b, and the operands of 3 repacked:          2 n H I FLOPs (projected x: d_x is d_sum)
 //   3. d_w_ih and d_w_hh, by panels or units:             2 n H (I + H) FLOPs
+//      (d_w_ih of an x of few columns with units as lanes, from d_sum and x as they lie)
 //
 // Only h is saved: tanh' = 1 - h^2. Memory beside the outputs: the packed weights, and for
 // one chunk d_sum twice, x and h.
