@@ -22,9 +22,9 @@ namespace FASTRNN_NAMESPACE {
 
 template <class T>
 constexpr Kernels<T> table() {
-  return Kernels<T>{Vec<T>::lanes,      Tile<T>::rows,    Tile<T>::columns, pack_panels<T>,  forward_step<T>,
-                    backward_step<T>,   row_product<T>,   pack_tiles<T>,    pack_operand<T>, weight_gradient<T>,
-                    narrow_gradient<T>, bias_gradient<T>, tanh_array<T>,    fma_loop<T>,     read_loop<T>};
+  return Kernels<T>{Vec<T>::lanes,    Tile<T>::rows,  Tile<T>::columns, pack_panels<T>,     forward_step<T>,
+                    backward_step<T>, row_product<T>, pack_operand<T>,  weight_gradient<T>, narrow_gradient<T>,
+                    bias_gradient<T>, tanh_array<T>,  fma_loop<T>,      read_loop<T>};
 }
 
 }  // namespace FASTRNN_NAMESPACE

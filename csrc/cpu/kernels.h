@@ -96,7 +96,8 @@ struct OperandRows {
 template <class T>
 struct WeightGradient {
   index rows = 0;
-  const T* d_sum_tiles = nullptr;     // from pack_tiles
+  const T* d_sum = nullptr;  // a tile of units reads whole ones, beyond the last unit too
+  index d_sum_row = 0;
   const T* operand_panels = nullptr;  // from pack_operand
   Columns units = {0, 0};             // whole tiles, but for the last of all
   Columns columns = {0, 0};           // whole panels, but for the last of all
@@ -134,9 +135,6 @@ struct Kernels {
   void (*forward_step)(const ForwardStep<T>&);
   void (*backward_step)(const BackwardStep<T>&);
   void (*row_product)(const RowProduct<T>&);
-  // d_sum rows of one block -> tiles of tile_rows units: tile q holds (row, unit q * tile_rows ..) side by side
-  void (*pack_tiles)(T* tiles, const T* d_sum, index rows, index row_stride, index H, index first_tile,
-                     index last_tile);
   void (*pack_operand)(const OperandRows<T>&, index first, index last);
   void (*weight_gradient)(const WeightGradient<T>&);
   void (*narrow_gradient)(const NarrowGradient<T>&);

@@ -79,31 +79,6 @@ static void pack_panels(T* packed, const T* source, index terms, index terms_str
   }
 }
 
-// Tile q, row i, unit u of the tile: tiles[(q * rows + i) * Tile::rows + u]; units beyond H are 0. Whole vectors are
-// written, so a row spills into the next one before that is written; the last row of a tile is copied to the element.
-template <class T>
-static void pack_tiles(T* tiles, const T* d_sum, index rows, index row_stride, index H, index first_tile,
-                       index last_tile) {
-  using S = Vec<T>;
-  constexpr index R = Tile<T>::rows;
-  for (index q = first_tile; q < last_tile; ++q) {
-    const index unit = q * R;
-    const index valid = H - unit < R ? H - unit : R;
-    T* to = tiles + q * rows * R;
-    const T* from = d_sum + unit;
-    index i = 0;
-    if (valid == R) {
-      for (; i + S::lanes / R + 1 < rows && unit + (R + S::lanes - 1) / S::lanes * S::lanes <= H; ++i) {
-        for (index u = 0; u < R; u += S::lanes) S::store(to + i * R + u, S::load(from + i * row_stride + u));
-      }
-    }
-    for (; i < rows; ++i) {
-      for (index u = 0; u < valid; ++u) to[i * R + u] = from[i * row_stride + u];
-      for (index u = valid; u < R; ++u) to[i * R + u] = T(0);
-    }
-  }
-}
-
 // Rows [first, last) of an operand (x or states) into panels of Tile::columns; a panel holds all rows, side by side.
 template <class T>
 static void pack_operand(const OperandRows<T>& a, index first, index last) {

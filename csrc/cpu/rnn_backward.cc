@@ -7,7 +7,7 @@
 //      (d_w_ih of an x of few columns with units as lanes, from d_sum and x as they lie)
 //
 // Only h is saved: tanh' = 1 - h^2. Memory beside the outputs: the packed weights, and for
-// one chunk d_sum twice, x and h.
+// one chunk d_sum, x and h.
 //
 // With leaky units, activations.h computes the activations of a chunk first: 2 n H (I + H) FLOPs more, and memory for
 // the packed weights of the forward pass and for two more d_sum.
@@ -62,12 +62,10 @@ public:
     const bool pack_w_hh_t = pack_now && (order_.steps() > 1 || p_.d_h_0.data);  // else nothing goes back in time
     const auto w_hh_t = memory_.take<T>(pack_w_hh_t ? packed_size(k_, n.H, n.H) : 0);
     const auto w_ih_t = memory_.take<T>(pack_now && p_.d_x.data ? packed_size(k_, n.H, n.I) : 0);
-    const auto d_sum = memory_.take<T>(checked_product(lines, row_));
+    const auto d_sum = memory_.take<T>(checked_product(lines + 1, row_));  // the last row's last tile reads on
     const auto carry = memory_.take<T>(order_.steps() > chunk_ ? checked_product(n.B, row_) : 0);
     const auto d_state = memory_.take<T>(p_.options.keep_mask || leaky() ? checked_product(n.B, n.H) : 0);
     const auto first_line = memory_.take<index>(steps + 1);
-    const index tiles = (n.H + k_.tile_rows - 1) / k_.tile_rows;
-    const auto d_sum_tiles = memory_.take<T>(needs_tiles() ? checked_product(lines, tiles * k_.tile_rows) : 0);
     const auto x_panels =
         memory_.take<T>(p_.d_w_ih.data && !narrow_x_ ? checked_product(packed_size(k_, 1, n.I), lines) : 0);
     const auto h_panels = memory_.take<T>(p_.d_w_hh.data ? checked_product(packed_size(k_, 1, n.H), lines) : 0);
@@ -99,7 +97,6 @@ public:
     carry_ = memory_[carry];
     d_state_ = p_.options.keep_mask || leaky() ? memory_[d_state] : nullptr;
     first_line_ = memory_[first_line];
-    d_sum_tiles_ = memory_[d_sum_tiles];
     x_panels_ = memory_[x_panels];
     h_panels_ = memory_[h_panels];
     x_rows_ = memory_[x_rows];
@@ -141,7 +138,6 @@ private:
   }
 
   bool needs_weights() const { return p_.d_w_ih.data || p_.d_w_hh.data; }
-  bool needs_tiles() const { return p_.d_w_hh.data || (p_.d_w_ih.data && !narrow_x_); }
   bool leaky() const { return p_.options.alpha.data != nullptr; }
 
   // What the additions to a sum of blocks rounded away; where it is not finite, the sum is infinite or NaN already
@@ -378,10 +374,8 @@ private:
 
   void middle_phase() {
     const index groups = (lines_ + group_lines - 1) / group_lines;
-    const index tiles = (p_.shape.H + k_.tile_rows - 1) / k_.tile_rows;
-    const index tile_tasks = needs_tiles() ? (tiles + tiles_a_task - 1) / tiles_a_task : 0;
     const index unit_tasks = (p_.d_b.data ? 1 : 0) + (d_alpha_ ? 1 : 0);
-    parallel_for(groups + tile_tasks + unit_tasks, threads_, control_, [&](index task, int worker) {
+    parallel_for(groups + unit_tasks, threads_, control_, [&](index task, int worker) {
       if (control_.stopped(worker == 0)) return;
       if (task < groups) {
         const index first = task * group_lines;
@@ -389,11 +383,7 @@ private:
         if (p_.d_x.data) input_gradient(first, last);
         if (p_.d_w_ih.data && !narrow_x_) k_.pack_operand(x_operand(), first, last);
         if (p_.d_w_hh.data) k_.pack_operand(h_operand(), first, last);
-      } else if (task < groups + tile_tasks) {
-        const index tile = (task - groups) * tiles_a_task;
-        k_.pack_tiles(d_sum_tiles_, d_sum_, lines_, row_, p_.shape.H, tile,
-                      tile + tiles_a_task < tiles ? tile + tiles_a_task : tiles);
-      } else if (p_.d_b.data && task == groups + tile_tasks) {
+      } else if (p_.d_b.data && task == groups) {
         k_.bias_gradient(p_.d_b.data, lost_, d_sum_, lines_, row_, p_.shape.H);
       } else {
         k_.bias_gradient(p_.d_alpha.data, lost_of_alpha_, d_alpha_, lines_, row_, p_.shape.H);
@@ -485,7 +475,8 @@ private:
       }
       WeightGradient<T> g;
       g.rows = lines_;
-      g.d_sum_tiles = d_sum_tiles_;
+      g.d_sum = d_sum_;
+      g.d_sum_row = row_;
       g.operand_panels = is_hh ? h_panels_ : x_panels_;
       g.units = tasks.units(of_these, p_.shape.H);
       g.columns = tasks.columns(of_these, is_hh ? p_.shape.H : p_.shape.I);
@@ -530,7 +521,7 @@ private:
   }
 
   static constexpr index group_lines = 48;              // rows of one task: d_x and packing
-  static constexpr index tiles_a_task = 8;              // tiles of d_sum that one task packs, or turns into rows of d_w
+  static constexpr index tiles_a_task = 8;              // tiles of units that one task turns into rows of d_w
   static constexpr index narrow_units = 256;            // of one task
   static constexpr index operand_in_cache = 64 * 1024;  // bytes
 
@@ -551,7 +542,6 @@ private:
   T* carry_ = nullptr;  // d_sum of step end_, from the chunk before
   T* d_state_ = nullptr;
   index* first_line_ = nullptr;
-  T* d_sum_tiles_ = nullptr;
   T* x_panels_ = nullptr;
   T* h_panels_ = nullptr;
   const T** x_rows_ = nullptr;

@@ -117,10 +117,10 @@ FN void store_gradient(T* d_w, index d_w_row, index units, index columns, const 
   }
 }
 
-// One tile of d_w: Tile::rows units x W vectors of columns over all rows of the block, both operands packed.
+// One tile of d_w: Tile::rows units x W vectors of columns over all rows of the block, the second operand packed.
 template <class T, unsigned W>
-static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, index d_w_row, index units,
-                          index columns, bool add) {
+static void gradient_tile(const T* d_sum, index d_sum_row, const T* operand, index rows, T* d_w, index d_w_row,
+                          index units, index columns, bool add) {
   using S = Vec<T>;
   constexpr unsigned R = Tile<T>::rows;
   constexpr index width = W * S::lanes;
@@ -135,7 +135,7 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
   for (index first = 0;; first += gradient_chain) {
     const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
     const bool skipped = fault(Fault::d_w_chain_skipped) && first == gradient_chain;
-    chain<T, R, W>(acc, PackedRows<T, R>{d_sum}, operand, 0, skipped ? 0 : n);
+    chain<T, R, W>(acc, SpacedRows<T>{d_sum, d_sum_row}, operand, 0, skipped ? 0 : n);
     compiler_barrier();
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) {
@@ -151,7 +151,7 @@ static void gradient_tile(const T* d_sum, const T* operand, index rows, T* d_w, 
     }
     before = sum;
     before_row = width;
-    d_sum += n * R;
+    d_sum += n * d_sum_row;
     operand += n * width;
   }
   store_gradient<T, R, W>(d_w, d_w_row, units, columns, acc, add);
@@ -162,7 +162,7 @@ template <class T>
 static void weight_gradient(const WeightGradient<T>& a) {
   using G = Tile<T>;
   for (index unit = a.units.first; unit < a.units.last; unit += G::rows) {
-    const T* d_sum = a.d_sum_tiles + unit * a.rows;
+    const T* d_sum = a.d_sum + unit;
     const index units = a.units.last - unit;
     for (index column = a.columns.first; column < a.columns.last; column += G::columns) {
       const T* operand = a.operand_panels + column * a.rows;
@@ -170,17 +170,18 @@ static void weight_gradient(const WeightGradient<T>& a) {
       const index columns = a.columns.last - column < G::columns ? a.columns.last - column : G::columns;
       switch ((columns + G::lanes - 1) / G::lanes) {
         case 1:
-          gradient_tile<T, 1>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
+          gradient_tile<T, 1>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
           break;
         case 2:
-          gradient_tile<T, 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
+          gradient_tile<T, 2>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
           break;
         case 3:
-          gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns,
-                                                          a.add);
+          gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units,
+                                                          columns, a.add);
           break;
         default:
-          gradient_tile<T, G::panel_vectors>(d_sum, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
+          gradient_tile<T, G::panel_vectors>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units, columns,
+                                             a.add);
       }
     }
   }

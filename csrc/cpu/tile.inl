@@ -11,16 +11,18 @@ struct Panel {
   static constexpr index columns = vectors * Vec<T>::lanes;
 };
 
-// Where a chain finds its left operand, for term k and row r: rows that lie anywhere, or packed side by side
+// Where a chain finds its left operand, for term k and row r: in rows that lie anywhere, or as columns of evenly spaced
+// ones
 template <class T, unsigned R>
 struct SeparateRows {
   const T* row[R];
   inline T at(index k, unsigned r) const { return row[r][k]; }
 };
-template <class T, unsigned R>
-struct PackedRows {
-  const T* packed;
-  inline T at(index k, unsigned r) const { return packed[k * R + r]; }
+template <class T>
+struct SpacedRows {
+  const T* first;
+  index spacing;
+  inline T at(index k, unsigned r) const { return first[k * spacing + static_cast<index>(r)]; }
 };
 
 // acc[r][w] += a(k, r) * b[k][w]
