@@ -24,6 +24,8 @@ BIG = [
     Case(T=6, B=37, I=300, H=257, lengths="ragged", seed=1),
     Case(T=40, B=5, I=96, H=130, reset=True, keep_mask=True, seed=2),
     Case(T=3, B=300, I=33, H=65, lengths="packed", reverse=True, seed=3),  # more rows than one block of the d_w sum
+    Case(T=40, B=9, I=3, H=601, seed=4),  # narrow x: several tasks of its units, several blocks
+    Case(T=40, B=9, I=8, H=290, reverse=True, seed=5),
 ]
 
 
@@ -67,6 +69,7 @@ def test_every_element_within_bound_of_wide_rows(kernel: Any) -> None:
 def test_every_element_within_bound_in_every_layout(kernel: Any, dtype: str, layout: str) -> None:
     check_backward(kernel, Case(T=4, B=6, I=18, H=33, layout=layout, lengths="ragged", dtype=dtype))
     check_backward(kernel, Case(T=4, B=6, I=18, H=33, layout=layout, lengths="packed", dtype=dtype))
+    check_backward(kernel, Case(T=4, B=6, I=3, H=33, layout=layout, lengths="ragged", dtype=dtype))
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -72,6 +72,7 @@
   X(d_w_block_skipped, "d_w lacks the block of the first steps, if there are several")                           \
   X(d_w_chain_skipped, "a block of d_w lacks its second chain of rows")                                          \
   X(d_w_blocks_by_threads, "with threads, the blocks of d_w are longer: right, but not the same bits")           \
+  X(narrow_units_missed, "d_w_ih of a narrow x: units beyond the first task's are not computed")                 \
   X(d_w_panel_missed, "with threads, one task of d_w is not computed")                                           \
   X(sums_begin_again, "BPTT over a part of the steps: d_w_hh loses what the later steps added")                  \
   X(d_b_block_rounding_dropped, "what rounding took from d_b is not given back")                                 \

@@ -106,7 +106,8 @@ struct WeightGradient {
   bool add = true;
 };
 
-// The same for an operand of few columns, as its rows lie: d_w(units, all columns).
+// The same of all columns for an operand of at most narrow_columns, as its rows lie; none is null. Rows of d_sum can be
+// read to whole vectors behind the last unit.
 template <class T>
 struct NarrowGradient {
   index rows = 0;
@@ -115,7 +116,7 @@ struct NarrowGradient {
   const T* const* operand = nullptr;
   index unit = 1;  // elements between an operand's columns
   index columns = 0;
-  Columns units = {0, 0};
+  Columns units = {0, 0};  // from a whole vector on
   T* d_w = nullptr;
   index d_w_row = 0;
   bool add = true;

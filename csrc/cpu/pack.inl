@@ -1,5 +1,5 @@
-// The register tile's shape and what is packed for it: weights into panels of outputs; for the weight gradients, their
-// two operands.
+// The register tile's shape and what is packed for it: weights into panels of outputs, x and h into panels for the
+// weight gradients.
 
 template <class T>
 struct Tile {
@@ -96,11 +96,6 @@ static void pack_operand(const OperandRows<T>& a, index first, index last) {
       const index valid = a.columns - column < G::columns ? a.columns - column : G::columns;
       const index width = (valid + G::lanes - 1) / G::lanes * G::lanes;
       T* to = a.panels + column * a.rows + i * width;
-      if (from && !mask && a.unit == 1 && valid == G::columns) {
-#pragma GCC unroll 8
-        for (index c = 0; c < G::columns; c += S::lanes) S::store(to + c, S::load(from + column + c));
-        continue;
-      }
       for_each_vector<T>(valid, [&](index c, index n) {
         const index k = column + c;
         auto v = from ? load_strided(from + k * a.unit, a.unit, n) : S::set(T(0));

@@ -4,7 +4,7 @@
 //   1. the sequential part, over blocks of batch rows:    d_sum of every (step, row) of the chunk
 //   2. d_x, d_b, and the operands of 3 repacked:          2 n H I FLOPs (projected x: d_x is d_sum)
 //   3. d_w_ih and d_w_hh, by panels or units:             2 n H (I + H) FLOPs
-//      (d_w_ih of an x of few columns with units as lanes, from d_sum and x as they lie)
+//      (with units as lanes and x as it lies where x has few columns)
 //
 // Only h is saved: tanh' = 1 - h^2. Memory beside the outputs: the packed weights, and for
 // one chunk d_sum, x and h.
@@ -439,7 +439,7 @@ private:
   // ---- 3. the weight gradients
 
   // Of one of the two weights: tasks of all units and one panel of columns, which stays in cache; or of all columns and
-  // some units where the whole operand stays there, so that each row of d_w is written from end to end.
+  // some units where the whole operand stays there, so that each row of d_w is written from end to end, or is narrow.
   struct WeightTasks {
     bool by_units;
     index size, count;  // units or columns of a task
@@ -469,6 +469,7 @@ private:
       const index of_these = is_hh ? task - ih.count : task;
       const bool add = (p_.accumulate && !(is_hh && fault(Fault::sums_begin_again))) || end_ < order_.steps();
       if (narrow_x_ && !is_hh) {
+        if (fault(Fault::narrow_units_missed) && of_these > 0) return;
         k_.narrow_gradient({lines_, d_sum_, row_, x_rows_, p_.x.unit, p_.shape.I, tasks.units(of_these, p_.shape.H),
                             d_w.data, d_w.row, add});
         return;

@@ -235,13 +235,13 @@ template <class T, unsigned C, unsigned W>
 static void narrow_tiles(const NarrowGradient<T>& a, index unit) {
   constexpr index width = static_cast<index>(W) * Vec<T>::lanes;
   for (; unit + (W > 1 ? width : 1) <= a.units.last; unit += width) {
-    narrow_tile<T, C, W>(a, unit, a.units.last - unit < width ? a.units.last - unit : width);
+    narrow_tile<T, C, W>(a, unit, W > 1 || a.units.last - unit > width ? width : a.units.last - unit);
   }
   if constexpr (W > 1) narrow_tiles<T, C, W / 2>(a, unit);
 }
 
 template <class T, unsigned C = 1>
-static void narrow_gradient(const NarrowGradient<T>& a) {
+static void narrow_gradient([[maybe_unused]] const NarrowGradient<T>& a) {
   if constexpr (static_cast<index>(C) <= narrow_columns(Vec<T>::lanes)) {
     if (a.columns == static_cast<index>(C)) {
       constexpr unsigned registers = Vec<T>::registers;

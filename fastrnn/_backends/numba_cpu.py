@@ -198,8 +198,8 @@ def _plan(x: Array, I: int, H: int, options: RnnOptions) -> _Plan:
 
 def _are_rows(x: Array, output: Array, d_output: Array | None = None) -> bool:
     """All can be taken as rows (N, K) without a copy."""
-    given = x.flags.c_contiguous and output.flags.c_contiguous
-    return given and (d_output is None or d_output.flags.c_contiguous)
+    both = x.flags.c_contiguous and output.flags.c_contiguous
+    return both and (d_output is None or d_output.flags.c_contiguous)
 
 
 class _Staged:
@@ -471,16 +471,16 @@ def rnn_backward(
     given = _options(options, plan, H, dtype)
     compiled = kernels(dtype)
     d_x_rows = no_rows if d_x is None else d_x.reshape(plan.x_rows)
-    # Of one chunk they are the products themselves, of several summed in float64.
     parts = (no_rows if d_w_ih is None else d_w_ih, no_rows if d_w_hh is None else d_w_hh, _bias(d_b, dtype), b_sum)
     if plan.short and options.plain and not projected and _are_rows(x, output, d_output):
-        given_rows = no_rows if d_output is None else d_output.reshape(plan.output_rows)
+        d_output_rows = no_rows if d_output is None else d_output.reshape(plan.output_rows)
         compiled.backward(
-            chunk, product, given_rows, output.reshape(plan.output_rows), 0, x.reshape(plan.x_rows), w, u,
+            chunk, product, d_output_rows, output.reshape(plan.output_rows), 0, x.reshape(plan.x_rows), w, u,
             first_states, carry, d_x_rows, *parts, given, 0, plan.all_rows, plan.all_steps,
         )  # fmt: skip
         result = RnnGradients(d_x, carry if "h_0" in needs else None, d_w_ih, d_w_hh, d_b)
         return result if sums is None else sums.take(result)
+    # Of one chunk they are the products themselves, of several summed in float64.
     d_weights = [d for d in (d_w_ih, d_w_hh) if d is not None]
     totals = [] if len(plan.starts) == 1 else [np.zeros(d.shape) for d in d_weights]
     again = _Again(plan, projected, w_ih, w_hh, b_ih, b_hh, options) if leaky else None

@@ -1,6 +1,6 @@
 """The inner products of the `numba` backend in LLVM's terms: rows x vectors of outputs stay in registers.
 
-Numba's machine code on disk does not know this file: who changes it removes what was kept beside numba_kernels.py.
+The machine code of numba_kernels.py on disk does not know this file: who changes it removes what was kept there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, register_jitable
 
 from .options import Array
@@ -22,9 +22,9 @@ LARGE = 1 << 19  # bytes
 
 
 def _wide() -> bool:
-    """AVX-512 with its 32 registers, else 16 of 32 bytes; as Numba compiles, which NUMBA_CPU_FEATURES says."""
+    """AVX-512 with its 32 registers, else 16 of 32 bytes: what Numba compiles for, by NUMBA_CPU_FEATURES if set."""
     chosen = numba.config.CPU_FEATURES  # "" for a CPU that is named generic
-    return "+avx512vl" in (get_host_cpu_features().flatten() if chosen is None else chosen)
+    return "+avx512vl" in (get_host_cpu_features() if chosen is None else chosen)
 
 
 VECTOR = 64 if _wide() else 32  # bytes
@@ -102,6 +102,9 @@ def _tiles(rows: int, most: int) -> Any:
         one = integer(1)
         row_step = builder.select(turned, one, K_a)
         k_step = builder.select(turned, K_a, one)
+        copy = (
+            cgutils.alloca_once(builder, scalar, size=integer(BLOCK * most * _widths(align)[0])) if rows == 4 else None
+        )
 
         def tile(b: Any, j: Any, panel: Any, w_step: Any, count: int, kind: Any, covered: Any) -> None:
             """Outputs b.., j..; those before `covered` have this block of k already. panel: w[k0, j:], w_step apart."""
@@ -133,8 +136,7 @@ def _tiles(rows: int, most: int) -> Any:
         def column_tile(j: Any, count: int, kind: Any, covered: Any) -> None:
             """All rows of the columns j.., in `count` vectors."""
             panel, w_step = builder.gep(w.data, [builder.add(builder.mul(k0, H), j)]), H
-            if rows == 4:  # many rows read a copy: a step of a power of two leaves most sets of a cache unused
-                copy = cgutils.alloca_once(builder, scalar, size=integer(BLOCK * count * kind.count))
+            if copy is not None:  # many rows read a copy: a step of a power of two leaves most sets of a cache unused
                 step = integer(count * kind.count)
                 many = builder.icmp_signed(">=", builder.sub(b1, b0), integer(16))
                 with builder.if_then(many), cgutils.for_range(builder, size) as loop:
@@ -154,7 +156,7 @@ def _tiles(rows: int, most: int) -> Any:
             """All columns, at least a vector of them."""
             kind, largest = _vector(scalar, width), most if width == _widths(align)[0] else 1
             tile_size = largest * width
-            # Tiles of `largest` vectors; one that overlaps ends them where less than a vector of it would be left over.
+            # Tiles of `largest` vectors; the last one is moved back where it would reach less than a vector beyond H.
             whole = builder.and_(H, integer(-tile_size))
             rest = builder.sub(H, whole)
             overlaps = builder.icmp_signed(">", rest, integer(tile_size - width))
@@ -165,8 +167,8 @@ def _tiles(rows: int, most: int) -> Any:
             covered = builder.select(overlaps, H, whole)
             # Behind such tiles as many vectors as end with the last column; without one whole vectors first.
             rest = builder.sub(H, covered)
-            up = builder.select(builder.icmp_signed(">", whole, integer(0)), integer(width - 1), integer(0))
-            vectors = builder.sdiv(builder.add(rest, up), integer(width))
+            round_up = builder.select(builder.icmp_signed(">", whole, integer(0)), integer(width - 1), integer(0))
+            vectors = builder.sdiv(builder.add(rest, round_up), integer(width))
             start = smaller(covered, builder.sub(H, builder.mul(vectors, integer(width))))
             count = largest // 2
             while count > 1:
