@@ -35,6 +35,7 @@ LARGE = [
     Case(T=9, B=64, I=200, H=160, lengths="packed", reverse=True, seed=9),
     Case(T=12, B=260, I=17, H=96, reset=True, keep_mask=True, nonlinearity="relu", seed=10),
     Case(T=40, B=2, I=33, H=600, seed=11),
+    Case(T=9, B=40, I=2, H=520, seed=15),  # narrow x: tasks of its units
 ]
 LARGE_IDS = [case.id for case in LARGE]
 
