@@ -210,9 +210,12 @@ def test_a_worker_that_was_woken_may_run_where_it_could_before() -> None:
     if isinstance(native(), ImportError):
         pytest.skip("the native module is not available")
     code = """if True:
-        import os, sys, time
+        import os, sys, threading, time
         import numpy as np, fastrnn
         x, w = np.ones((64, 64, 64), np.float32), np.zeros((128, 64), np.float32)
+        first = threading.Thread(target=int)  # with which ThreadSanitizer starts one of its own
+        first.start()
+        first.join()
         before = set(os.listdir("/proc/self/task"))
         fastrnn.set_num_threads(3)
         def calls():

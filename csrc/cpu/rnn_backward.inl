@@ -222,6 +222,7 @@ static void narrow_tile(const NarrowGradient<T>& a, index unit, index units) {
       }
   }
   for (index u = 0; u < units; ++u) {
+    compiler_barrier();  // else a memcpy of so few where there is one column
     T* d_w = a.d_w + (unit + u) * a.d_w_row;
     for (unsigned c = 0; c < C; ++c) {
       const T value = sum[static_cast<index>(c * W) * S::lanes + u];

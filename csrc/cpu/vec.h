@@ -32,7 +32,7 @@ FN void prefetch_far(const void* p) {
 #endif
 }
 
-// Values loaded before this are not kept on the stack for use after it
+// Values loaded before this are not kept on the stack for use after it; a loop with it is never made a memcpy
 FN void compiler_barrier() {
 #if defined(__GNUC__)
   __asm__ __volatile__("" ::: "memory");
