@@ -154,10 +154,12 @@ class Clock:
 
     def __init__(self) -> None:
         self.now, self.slept = 0.0, 0.0
+        self.spins, self.until = 0.0, 0.0  # threads, for so long after a call
 
     def call(self, seconds: float, log: list[str] | None = None, name: str = "") -> Callable[[], None]:
         def run() -> None:
             self.now += seconds
+            self.until = self.now + self.spins
             if log is not None:
                 log.append(name)
 
@@ -171,7 +173,10 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now, sleep=clock.sleep))
+    time = SimpleNamespace(
+        perf_counter=lambda: clock.now, process_time=lambda: min(clock.now, clock.until), sleep=clock.sleep
+    )
+    monkeypatch.setattr(timing, "time", time)
     return clock
 
 
@@ -214,9 +219,19 @@ def test_rounds_end_with_the_budget(clock: Clock) -> None:
 
 
 def test_a_pause_follows_arms_that_leave_spinning_threads(clock: Clock) -> None:
-    calls = {"a": clock.call(0.1), "b": clock.call(0.1)}
-    timing.interleave(calls, budget=1e9, max_rounds=4, spins={"b"})
-    assert clock.slept == pytest.approx(4 * timing.SETTLE)
+    """As long as they spin, and a look more; not for ever."""
+    for spins, pause in ((0.0, timing.LOOK), (0.1, 0.1 + timing.LOOK), (9.0, timing.SETTLE)):
+        clock.slept, clock.spins = 0.0, spins
+        calls = {"a": clock.call(0.1), "b": clock.call(0.1)}
+        timing.interleave(calls, budget=1e9, max_rounds=4, spins={"b"})
+        assert clock.slept == pytest.approx(4 * pause, abs=4 * timing.LOOK)
+
+
+def test_a_workers_threads_are_waited_for_where_they_are() -> None:
+    settled: list[str] = []
+    call = SimpleNamespace(turn=lambda warm: 0.1, settle=lambda: settled.append("there"))
+    timing.interleave({"a": call}, budget=1e9, max_rounds=2, spins={"a"})
+    assert settled == ["there"] * 2
 
 
 def test_no_garbage_is_collected_meanwhile(clock: Clock) -> None:

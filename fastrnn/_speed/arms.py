@@ -112,7 +112,7 @@ def backend_arm(backend: str, p: Problem) -> Arm:
         gradients = fastrnn.rnn_backward(p.d_output, p.d_h_n, output, p.x, p.h_0, *weights, backend=backend)
         return (output, h_n, *gradients)
 
-    return Arm(backend, forward, training, spins=backend == "numpy")
+    return Arm(backend, forward, training, spins=backend in ("numpy", "numba"))  # NumPy's BLAS
 
 
 def torch_arm(name: str, p: Problem) -> Arm:

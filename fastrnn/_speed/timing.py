@@ -16,7 +16,8 @@ K = TypeVar("K", bound=Hashable)
 TURN = 3e-3  # seconds that short calls are repeated for in one turn
 COLD = 50e-3  # calls longer than this find their data in the same place whether or not another one went before
 PATIENCE = 5.0  # times the budget, for the least number of rounds
-SETTLE = 12e-3  # seconds after which the spinning threads of other libraries sleep (OpenMP's: 4 to 10 ms)
+LOOK = 4e-3  # seconds between two looks at whether threads still spin
+SETTLE = 0.25  # seconds after which nobody waits for them any longer
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def interleave(
 
     Rounds go on until `budget` seconds are over: at least min_rounds unless those take five times the budget, at most
     max_rounds. Every round starts with another call, so that none is always the one after a certain other. After the
-    calls in `spins` follows a pause.
+    calls in `spins` the next one waits until their threads sleep.
     """
     keys = list(calls)
     seconds: dict[K, list[float]] = {key: [] for key in keys}
@@ -79,7 +80,7 @@ def interleave(
                 warm = not seconds[key] or seconds[key][-1] < COLD
                 seconds[key].append(turn(calls[key], warm))
                 if key in spins:
-                    time.sleep(SETTLE)
+                    getattr(calls[key], "settle", settle)()
     return {key: Spread(tuple(values)) for key, values in seconds.items()}
 
 
@@ -100,6 +101,19 @@ def turn(call: Callable[[], Any], warm: bool = True, least: float = TURN) -> flo
         elapsed = time.perf_counter() - start
         if elapsed >= least:
             return elapsed / calls
+
+
+def settle() -> None:
+    """Waits until this process's threads sleep. After a call OpenMP's spin for 4 to 10 ms, OpenBLAS's for 100.
+
+    A call into another process (worker.Call) has a `settle` of its own: the threads are there.
+    """
+    used, end = time.process_time(), time.perf_counter() + SETTLE
+    while time.perf_counter() < end:
+        time.sleep(LOOK)
+        before, used = used, time.process_time()
+        if used - before < LOOK / 4:
+            return
 
 
 @contextmanager

@@ -110,6 +110,9 @@ class Call:
         seconds: float = self.worker.ask("turn", self.op, warm)
         return seconds
 
+    def settle(self) -> None:
+        self.worker.ask("settle")
+
 
 @dataclass(frozen=True)
 class _Failure:
@@ -151,6 +154,9 @@ def _answer_all(connection: Connection, make: arms.Maker) -> None:
             elif command == "turn":
                 op, warm = arguments
                 answer = timing.turn(getattr(arm, op), warm)
+            elif command == "settle":
+                timing.settle()
+                answer = None
             elif command == "peak":
                 answer = _peak(arm)
             else:
