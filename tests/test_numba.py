@@ -2,6 +2,7 @@
 number of rows that is left over, with every option.
 """
 
+import math
 import os
 import platform
 import re
@@ -67,6 +68,22 @@ def test_a_call_too_short_to_transpose_its_large_weights(
     """Such a call multiplies by NumPy's BLAS."""
     case = Case(T=T, B=B, I=200, H=300, dtype=dtype, seed=T, **options)
     assert plan_of(case).blas
+    check_forward(numba, case)
+    check_backward(numba, case)
+
+
+@pytest.mark.parametrize("blas", [False, True])
+@pytest.mark.parametrize("options", [*OPTIONS, {"alpha": "unit"}], ids=str)
+def test_many_rows_of_a_wide_layer(
+    numba: Kernel, dtype: str, options: dict[str, Any], blas: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NumPy's BLAS where vectors have 32 bytes, by the loops where they have 64: both are right everywhere."""
+    from fastrnn._backends import numba_cpu
+
+    monkeypatch.setattr(numba_cpu, "BLAS_STEP", 1 if blas else math.inf)
+    monkeypatch.setattr(numba_cpu, "_plans", {})
+    case = Case(T=5, B=11, I=33, H=65, dtype=dtype, seed=9, **options)
+    assert plan_of(case).blas is blas
     check_forward(numba, case)
     check_backward(numba, case)
 

@@ -1,11 +1,11 @@
 """The `numba` backend: kernels compiled by Numba on first use, for installations without the native module.
 
 Everything is compiled loops (numba_kernels.py). A chunk of time steps, and most calls are one, is one call of them;
-where it is large, its parts are, over slices of rows on a pool of Python threads. Only many rows of a wide layer
-(B >= 8 and B H H >= 2^20), and what is too short for its large weights to be transposed (2^13 T B <= H (H + I),
-2^17 <= H (H + I)), are multiplied by NumPy's BLAS, on its own threads: there a fork in the middle of another thread's
-call may hang the child, as it may in any program that uses NumPy. Only h is kept for BPTT. Between chunks Ctrl-C is
-seen.
+where it is large, its parts are, over slices of rows on a pool of Python threads. Only what is too short for its large
+weights to be transposed (2^13 T B <= H (H + I), 2^17 <= H (H + I)) and, without AVX-512, many rows of a wide layer
+(B >= 8 and B H H >= 2^20) are multiplied by NumPy's BLAS, on its own threads: there a fork in the middle of another
+thread's call may hang the child, as it may in any program that uses NumPy. Only h is kept for BPTT. Between chunks
+Ctrl-C is seen.
 
 Numerics: the same call gives the same bits on the same machine, whatever set_num_threads says: slices, chunks and the
 choice between loops and BLAS follow from the sizes alone. tanh is within 2 ULP, odd, at most 1. Weight gradients are
@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,15 +27,17 @@ import numpy as np
 from .._threads import get_num_threads
 from .numba_compile import kernels
 from .numba_kernels import Options
+from .numba_products import VECTOR
 from .options import NEEDS, Array, RnnGradients, RnnOptions, WeightSums, empty
 
 CHUNK_ROWS = 1024  # data rows of one chunk of time steps
 CHUNK_WORK = 150_000_000  # multiply-adds of one chunk: some 10 ms, so that Ctrl-C is seen in time
 BLAS_WORK = 500_000_000  # of one BLAS call: its threads meet at the end of each, dear where they get no core
 PARALLEL_WORK = 2_000_000  # multiply-adds that pay for waking threads
-# From so many rows and multiply-adds of a step on NumPy's BLAS is faster than the loops.
+# From so many rows and multiply-adds of a step on NumPy's BLAS is as fast as loops over vectors of 32 bytes, or faster;
+# those over vectors of 64 take down to half its time.
 BLAS_ROWS = 8
-BLAS_STEP = 1 << 20
+BLAS_STEP = 1 << 20 if VECTOR == 32 else inf
 # The same where the weights hold so many elements for each row: transposing them takes longer than the loops save.
 WEIGHTS_PER_ROW = 1 << 13
 BLAS_WEIGHTS = 1 << 17  # where they are fewer, a call of BLAS costs more than it saves
