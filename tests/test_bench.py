@@ -41,6 +41,7 @@ def test_a_worker_computes_times_and_measures_memory() -> None:
                 assert len(errors) == (2 if op == "forward" else 7)
                 assert all(error.right for error in errors.values()), errors
                 assert 0 < getattr(arm, op).turn(True) < 60
+                getattr(arm, op).settle()
         results = sum(np.asarray(array).nbytes for array in worker.make(large).results("training"))
         for _ in range(2):  # what was freed does not hide what is taken anew
             peak = worker.peak_memory(large)

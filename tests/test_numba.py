@@ -205,30 +205,20 @@ OTHER_CPUS = {
     "vectors of 32 bytes, 16 registers": ("haswell", "+avx,+avx2,+fma,+bmi,+bmi2,+sse4.1,+sse4.2,+ssse3,+sse3,+popcnt"),
     "no FMA": ("generic", ""),
 }
+# As the kernel says, not as Numba does; taken for granted on other systems.
+HAS_AVX2 = sys.platform != "linux" or {"avx2", "fma", "bmi2"} <= set(Path("/proc/cpuinfo").read_text().split())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86-64 processors")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="code for x86-64 processors")
 @pytest.mark.parametrize("cpu", OTHER_CPUS)
 def test_products_for_other_processors(cpu: str, tmp_path: Path) -> None:
     """The tests of products pass on code that is compiled for processors with less than this one has."""
-    from numba.core.codegen import get_host_cpu_features
-
     name, features = OTHER_CPUS[cpu]
-    missing = set(features.split(",")) - {""} - set(get_host_cpu_features().split(","))
-    if missing:
-        pytest.skip(f"this processor has no {' '.join(sorted(missing))}")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        __file__,
-        "-k",
-        "any_size or few_rows",
-        "--color=no",
-        "-pno:cacheprovider",
-    ]
+    if features and not HAS_AVX2:
+        pytest.skip("the kernel knows of no AVX2, FMA and BMI2 here")
+    chosen = ["-k", "any_size or few_rows", "--color=no", "-pno:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", __file__, *chosen]
     cpu_of_numba = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
     assert output_of("from fastrnn._backends.numba_products import VECTOR; print(VECTOR)", **cpu_of_numba) == "32"
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FASTRNN_EXPECT", "PYTEST_ADDOPTS"))}

@@ -228,6 +228,11 @@ def test_a_pause_follows_arms_that_leave_spinning_threads(clock: Clock) -> None:
         assert clock.slept == pytest.approx(4 * pause, abs=4 * timing.LOOK)
 
 
+def test_arms_that_multiply_by_numpys_blas_are_waited_for(backend: str) -> None:
+    arm = arms.backend_arm(backend, Problem.draw(Shape(1, 2, 3, 4), "float32"))
+    assert arm.spins is (backend in ("numpy", "numba"))
+
+
 def test_a_workers_threads_are_waited_for_where_they_are() -> None:
     settled: list[str] = []
     call = SimpleNamespace(turn=lambda warm: 0.1, settle=lambda: settled.append("there"))

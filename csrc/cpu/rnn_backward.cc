@@ -439,7 +439,8 @@ private:
   // ---- 3. the weight gradients
 
   // Of one of the two weights: tasks of all units and one panel of columns, which stays in cache; or of all columns and
-  // some units where the whole operand stays there, so that each row of d_w is written from end to end, or is narrow.
+  // some units where the whole operand stays there, so that each row of d_w is written from end to end, or has few
+  // columns.
   struct WeightTasks {
     bool by_units;
     index size, count;  // units or columns of a task

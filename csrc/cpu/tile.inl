@@ -11,8 +11,8 @@ struct Panel {
   static constexpr index columns = vectors * Vec<T>::lanes;
 };
 
-// Where a chain finds its left operand, for term k and row r: in rows that lie anywhere, or as columns of evenly spaced
-// ones
+// Where a chain finds its left operand, for term k and row r: element k of a row that lies anywhere, or element r of
+// the k-th of evenly spaced rows
 template <class T, unsigned R>
 struct SeparateRows {
   const T* row[R];

@@ -3,7 +3,7 @@
 An error is the largest |computed - exact| over the largest |exact| of its array; of a sum over rows and steps, over the
 root of its addends' squares, where they cancel and that is more. The limit is FACTOR times what the reference itself
 errs in float32 on the same problem, scaled to the dtype, or SIGMAS sqrt(n) eps / 2 if that is more: n roundings in the
-sums that make one element, as if independent; for weights, in a step's own sums too, which a single step does not hide.
+sums that make one element, as if independent: for weights those over rows and steps, and those of a step itself.
 """
 
 from __future__ import annotations
