@@ -123,9 +123,9 @@ static void gradient_tile(const T* d_sum, index d_sum_row, const T* operand, ind
                           index units, index columns, bool add) {
   using S = Vec<T>;
   constexpr unsigned R = Tile<T>::rows;
-  constexpr index width = W * S::lanes;
+  constexpr index width = W * S::lanes, line = 64 / static_cast<index>(sizeof(T));
   for (index r = 0; r < units && r < static_cast<index>(R); ++r) {
-    prefetch(d_w + r * d_w_row);
+    for (index c = 0; c < columns; c += line) prefetch(d_w + r * d_w_row + c);
     prefetch(d_w + r * d_w_row + columns - 1);
   }
   alignas(64) T sum[R * static_cast<unsigned>(width)];
