@@ -57,15 +57,47 @@ FN void finish_row(const BackwardStep<T>& a, index row, index column, index colu
   }
 }
 
-// The same for steps that only add d_output and multiply by tanh', all contiguous
+// Steps that only add d_output and multiply by tanh', all contiguous
+template <class T>
+FN typename Vec<T>::V plain_step(typename Vec<T>::V sum, typename Vec<T>::V d_output, typename Vec<T>::V h) {
+  using S = Vec<T>;
+  return S::mul(S::add(sum, d_output), S::fnma(h, h, S::set(T(1))));
+}
+
+template <class T>
+struct PlainSlope {
+  static constexpr bool in_registers = true;
+  static constexpr unsigned most_vectors = NoEnding::most_vectors;
+  const BackwardStep<T>& a;
+  bool plain;
+
+  inline bool takes(const TileAt& at) const { return plain && at.whole_vectors(); }
+
+  template <unsigned R, unsigned W>
+  inline void take(const TileAt& at, typename Vec<T>::V (&sums)[R][W]) const {
+    using S = Vec<T>;
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < R; ++r) {
+      const index row = at.row + static_cast<index>(r);
+      const T* d_output = a.d_output[row] + at.column;
+      const T* h = a.h[row] + at.column;
+      T* d_sum = a.d_sum[row] + at.column;
+#pragma GCC unroll 8
+      for (unsigned w = 0; w < W; ++w) {
+        const index c = w * S::lanes;
+        S::store(d_sum + c, plain_step<T>(sums[r][w], S::load(d_output + c), S::load(h + c)));
+      }
+    }
+  }
+};
+
 template <class T>
 FN void finish_plain_row(const T* sum, const T* d_output, const T* h, T* d_sum, index columns) {
   using S = Vec<T>;
   for_each_vector<T>(columns, [&](index c, index n) {
-    const auto hv = load_lanes(h + c, n);
     const bool lost = fault(Fault::plain_step_tail_lost) && n < S::lanes;
-    const auto d = S::add(S::load(sum + c), lost ? S::set(T(0)) : load_lanes(d_output + c, n));
-    store_lanes(d_sum + c, S::mul(d, S::fnma(hv, hv, S::set(T(1)))), n);
+    const auto d = lost ? S::set(T(0)) : load_lanes(d_output + c, n);
+    store_lanes(d_sum + c, plain_step<T>(S::load(sum + c), d, load_lanes(h + c, n)), n);
   });
 }
 
@@ -89,7 +121,7 @@ static void backward_step(const BackwardStep<T>& a) {
     }
   };
   sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, Product<T>{nullptr, 0, a.w_hh_t},
-               Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, seed, finish);
+               Product<T>{a.d_sum_next, a.d_sum_next ? a.H : 0, a.w_hh_t}, seed, PlainSlope<T>{a, plain}, finish);
 }
 
 // d_w = or += acc, from registers: the compiler would make a copy of a buffer of them, which is slow for so few.
@@ -136,19 +168,9 @@ static void gradient_tile(const T* d_sum, index d_sum_row, const T* operand, ind
     const index n = rows - first < gradient_chain ? rows - first : gradient_chain;
     const bool skipped = fault(Fault::d_w_chain_skipped) && first == gradient_chain;
     chain<T, R, W>(acc, SpacedRows<T>{d_sum, d_sum_row}, operand, 0, skipped ? 0 : n);
-    compiler_barrier();
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < R; ++r) {
-      const T* from = before + static_cast<index>(r) * before_row;
-#pragma GCC unroll 4
-      for (unsigned w = 0; w < W; ++w) acc[r][w] = S::add(S::load(from + w * S::lanes), acc[r][w]);
-    }
+    add_sums<T, R, W>([&](unsigned r) { return before + static_cast<index>(r) * before_row; }, acc);
     if (first + n == rows) break;
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (unsigned w = 0; w < W; ++w) S::store(sum + (r * W + w) * S::lanes, acc[r][w]);
-    }
+    store_sums<T, R, W>(sum, acc);
     before = sum;
     before_row = width;
     d_sum += n * d_sum_row;

@@ -50,6 +50,49 @@ FN void leak_row(const T* alpha, const T* leak, const T* kept, T* s, index colum
   });
 }
 
+// Not beside `out`: the processor keeps few missing lines in flight.
+template <class T>
+FN void ask_for_next_x(const ForwardStep<T>& a, const TileAt& at) {
+  const index from = a.I * at.column / a.H, to = a.I * (at.column + at.columns) / a.H;  // this tile's share
+  prefetch_rows<T>(a.x_next, at.row, at.rows, from, to - from, 1);
+}
+
+// Steps that do no more than to activate
+template <class T>
+struct PlainActivation {
+  static constexpr bool in_registers = true;
+  static constexpr unsigned most_vectors = 8;  // more would not stay in registers beside tanh's own
+  const ForwardStep<T>& a;
+
+  inline bool takes(const TileAt& at) const {
+    return at.whole_vectors() && at.rows * at.width <= static_cast<index>(most_vectors) * Vec<T>::lanes && !a.alpha &&
+           !a.keep;
+  }
+
+  template <unsigned R, unsigned W>
+  inline void take(const TileAt& at, typename Vec<T>::V (&sums)[R][W]) const {
+    constexpr unsigned together = R * W < 4 ? R * W : 4, rest = R * W % together;
+    ask_for_next_x(a, at);
+#pragma GCC unroll 8
+    for (unsigned i = 0; i + together <= R * W; i += together) some<R, W, together>(at, sums, i);
+    if constexpr (rest > 0) some<R, W, rest>(at, sums, R * W - rest);
+  }
+
+private:
+  // U vectors of the sums, from number i on
+  template <unsigned R, unsigned W, unsigned U>
+  inline void some(const TileAt& at, typename Vec<T>::V (&sums)[R][W], unsigned i) const {
+    typename Vec<T>::V v[U];
+#pragma GCC unroll 4
+    for (unsigned u = 0; u < U; ++u) v[u] = sums[(i + u) / W][(i + u) % W];
+    activations_of<T, U>(v, a.relu);
+#pragma GCC unroll 4
+    for (unsigned u = 0; u < U; ++u) {
+      Vec<T>::store(a.out[at.row + (i + u) / W] + at.column + (i + u) % W * Vec<T>::lanes, v[u]);
+    }
+  }
+};
+
 template <class T>
 static void forward_step(const ForwardStep<T>& a) {
   using S = Vec<T>;
@@ -58,12 +101,10 @@ static void forward_step(const ForwardStep<T>& a) {
   const auto seed = [&](const T** seeds, const TileAt& at) {
     for (index r = 0; r < at.rows; ++r) seeds[r] = (a.x ? a.bias : a.out[at.row + r]) + at.column;
     prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
-    return a.x || at.columns == at.width;
+    return a.x || at.whole_vectors();
   };
   const auto finish = [&](T* s, const TileAt& at) {
-    // Not beside `out`: the processor keeps few missing lines in flight.
-    const index from = a.I * at.column / a.H, to = a.I * (at.column + at.columns) / a.H;  // this tile's share
-    prefetch_rows<T>(a.x_next, at.row, at.rows, from, to - from, 1);
+    ask_for_next_x(a, at);
     if (!a.alpha && !a.keep) {
       return activate(s, at, a.relu, [&](index row, index c, index n, typename S::V v) {
         store_lanes(a.out[at.row + row] + at.column + c, v, n);
@@ -83,7 +124,7 @@ static void forward_step(const ForwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, seed, finish);
+  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, seed, PlainActivation<T>{a}, finish);
 }
 
 // The product for Vec::lanes rows, `row` elements apart, and U outputs: the rows are the lanes, which hold more than so
@@ -148,6 +189,26 @@ FN bool evenly_spaced(const T* const* rows, index first, index count) {
   return true;
 }
 
+// Sums that go to rows as they are
+template <class T>
+struct ToRows {
+  static constexpr bool in_registers = true;
+  static constexpr unsigned most_vectors = NoEnding::most_vectors;
+  T* const* out;
+
+  inline bool takes(const TileAt& at) const { return at.whole_vectors(); }
+
+  template <unsigned R, unsigned W>
+  inline void take(const TileAt& at, typename Vec<T>::V (&sums)[R][W]) const {
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < R; ++r) {
+      T* to = out[at.row + r] + at.column;
+#pragma GCC unroll 8
+      for (unsigned w = 0; w < W; ++w) Vec<T>::store(to + w * Vec<T>::lanes, sums[r][w]);
+    }
+  }
+};
+
 // The product alone: bias + rows * weights, the sum's order being the recurrence's, so that hoisting keeps the bits.
 template <class T>
 static void row_product(const RowProduct<T>& a) {
@@ -179,5 +240,5 @@ static void row_product(const RowProduct<T>& a) {
     }
   };
   sum_tiles<T>(a.rows - done, a.outputs, a.tile_rows, false, Product<T>{a.a + done, a.terms, a.weights},
-               Product<T>{nullptr, 0, a.weights}, seed, finish);
+               Product<T>{nullptr, 0, a.weights}, seed, ToRows<T>{out_rows}, finish);
 }

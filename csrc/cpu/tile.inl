@@ -60,45 +60,72 @@ FN void chain(typename Vec<T>::V (&acc)[R][W], const Rows& a, const T* b, index 
   for (; k < n; ++k) chain_term<T, R, W>(acc, a, b, panel_stride, k);
 }
 
-// s[r][w] = from(r)[w] + the tile's chain
+// acc[r][w] += from(r)[w]
 template <class T, unsigned R, unsigned W, class From>
-FN void add_chain_to(T* s, From from, const typename Vec<T>::V (&acc)[R][W]) {
+FN void add_sums(From from, typename Vec<T>::V (&acc)[R][W]) {
   using S = Vec<T>;
   compiler_barrier();
 #pragma GCC unroll 8
   for (unsigned r = 0; r < R; ++r) {
     const T* before = from(r);
 #pragma GCC unroll 8
-    for (unsigned w = 0; w < W; ++w) {
-      S::store(s + (r * W + w) * S::lanes, S::add(S::load(before + w * S::lanes), acc[r][w]));
-    }
+    for (unsigned w = 0; w < W; ++w) acc[r][w] = S::add(S::load(before + w * S::lanes), acc[r][w]);
+  }
+}
+
+// s[r][w] = acc[r][w]
+template <class T, unsigned R, unsigned W>
+FN void store_sums(T* s, const typename Vec<T>::V (&acc)[R][W]) {
+#pragma GCC unroll 8
+  for (unsigned r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (unsigned w = 0; w < W; ++w) Vec<T>::store(s + (r * W + w) * Vec<T>::lanes, acc[r][w]);
   }
 }
 
 // s[r][w] += the tile's chain
 template <class T, unsigned R, unsigned W>
-FN void add_chain(T* s, const typename Vec<T>::V (&acc)[R][W]) {
-  add_chain_to<T, R, W>(s, [&](unsigned r) { return s + r * W * Vec<T>::lanes; }, acc);
+FN void add_chain(T* s, typename Vec<T>::V (&acc)[R][W]) {
+  add_sums<T, R, W>([&](unsigned r) { return s + r * W * Vec<T>::lanes; }, acc);
+  store_sums<T, R, W>(s, acc);
 }
 
+// The outputs of one tile; its sums lie `width` apart from row to row
+struct TileAt {
+  index row, rows, column, columns, width;
+  inline bool whole_vectors() const { return columns == width; }
+};
+
+// What takes a tile's complete sums from registers, where takes(at) says so and they are at most most_vectors. This one
+// takes none: they stay in the buffer.
+struct NoEnding {
+  static constexpr bool in_registers = false;
+  static constexpr unsigned most_vectors = 64;  // any tile has fewer
+  inline bool takes(const TileAt&) const { return false; }
+};
+
 // s[r][w] += the blocks of a[r][first .. first + terms) * b, one after the other; b holds W vectors a term. With a seed
-// s[r][w] begins there, not with what it holds.
-template <class T, unsigned R, unsigned W>
+// s[r][w] begins there, not with what it holds. The last sums go to the ending.
+template <class T, unsigned R, unsigned W, class Ending>
 static void add_blocks(T* s, const T* const* seed, const T* const* a, index first, index terms, index block, const T* b,
-                       index panel_stride) {
+                       index panel_stride, [[maybe_unused]] const Ending& ending, [[maybe_unused]] const TileAt& at) {
   SeparateRows<T, R> rows;
 #pragma GCC unroll 8
   for (unsigned r = 0; r < R; ++r) rows.row[r] = a[r] + first;
   for (index k = 0; k < terms; k += block) {
     const index n = terms - k < block ? terms - k : block;
     typename Vec<T>::V acc[R][W];
-    chain<T, R, W>(acc, rows, b, panel_stride, n);
+    chain<T, R, W>(acc, rows, b, panel_stride, fault(Fault::sum_block_skipped) && first + k == block ? 0 : n);
     if (seed) {
-      add_chain_to<T, R, W>(s, [&](unsigned r) { return seed[r]; }, acc);
+      add_sums<T, R, W>([&](unsigned r) { return seed[r]; }, acc);
       seed = nullptr;
-    } else if (!(fault(Fault::sum_block_skipped) && first + k == block)) {
-      add_chain<T, R, W>(s, acc);
+    } else {
+      add_sums<T, R, W>([&](unsigned r) { return s + r * W * Vec<T>::lanes; }, acc);
     }
+    if constexpr (Ending::in_registers) {
+      if (k + n == terms) return ending.template take<R, W>(at, acc);
+    }
+    store_sums<T, R, W>(s, acc);
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) rows.row[r] += n;
     b += n * Panel<T, W>::columns;
@@ -201,63 +228,64 @@ FN void add_row_unpacked(T* s, const T* a, index terms, index block, index vecto
   }
 }
 
-template <class T>
-using AddBlocks = void (*)(T*, const T* const*, const T* const*, index, index, index, const T*, index);
+template <class T, class Ending>
+using AddBlocks = void (*)(T*, const T* const*, const T* const*, index, index, index, const T*, index, const Ending&,
+                           const TileAt&);
 
 // The tiles there are: up to one panel wide; groups of panels for few rows; one vector for more rows, whose single
 // chains would not hide the FMA's latency otherwise.
-template <class T, unsigned R, unsigned W>
-FN AddBlocks<T> add_blocks_if_any() {
+template <class T, class Ending, unsigned R, unsigned W>
+FN AddBlocks<T, Ending> add_blocks_if_any() {
   using G = Tile<T>;
   constexpr bool in_panel = W <= static_cast<unsigned>(G::panel_vectors) && (R <= G::rows || W == 1);
   constexpr bool group = (W == 4 && R <= 3) || (W == 6 && R <= 2 && G::panel_vectors == 2) || (W == 8 && R <= 2);
-  if constexpr (in_panel || group) {
-    return add_blocks<T, R, W>;
+  if constexpr ((in_panel || group) && R * W <= Ending::most_vectors) {
+    return add_blocks<T, R, W, Ending>;
   } else {
     return nullptr;
   }
 }
 
-template <class T, unsigned R>
-static AddBlocks<T> add_blocks_wide(index vectors) {
+template <class T, class Ending, unsigned R>
+static AddBlocks<T, Ending> add_blocks_wide(index vectors) {
   switch (vectors) {
     case 1:
-      return add_blocks_if_any<T, R, 1>();
+      return add_blocks_if_any<T, Ending, R, 1>();
     case 2:
-      return add_blocks_if_any<T, R, 2>();
+      return add_blocks_if_any<T, Ending, R, 2>();
     case 3:
-      return add_blocks_if_any<T, R, 3>();
+      return add_blocks_if_any<T, Ending, R, 3>();
     case 4:
-      return add_blocks_if_any<T, R, 4>();
+      return add_blocks_if_any<T, Ending, R, 4>();
     case 6:
-      return add_blocks_if_any<T, R, 6>();
+      return add_blocks_if_any<T, Ending, R, 6>();
     case 8:
-      return add_blocks_if_any<T, R, 8>();
+      return add_blocks_if_any<T, Ending, R, 8>();
     default:
       return nullptr;
   }
 }
 
 // The tile for r rows and a width of `vectors`: one narrow panel, one full panel, or a group of full panels.
-template <class T>
-static AddBlocks<T> add_blocks_for(index r, index vectors) {
+template <class T, class Ending>
+static AddBlocks<T, Ending> add_blocks_for(index r, index vectors) {
   switch (r) {
     case 1:
-      return add_blocks_wide<T, 1>(vectors);
+      return add_blocks_wide<T, Ending, 1>(vectors);
     case 2:
-      return add_blocks_wide<T, 2>(vectors);
+      return add_blocks_wide<T, Ending, 2>(vectors);
     case 3:
-      return add_blocks_wide<T, 3>(vectors);
+      return add_blocks_wide<T, Ending, 3>(vectors);
     case 4:
-      return add_blocks_wide<T, 4>(vectors);
+      return add_blocks_wide<T, Ending, 4>(vectors);
     case 5:
-      return add_blocks_wide<T, 5>(vectors);
+      return add_blocks_wide<T, Ending, 5>(vectors);
     case 6:
-      return add_blocks_wide<T, 6>(vectors);
+      return add_blocks_wide<T, Ending, 6>(vectors);
     case 7:
-      return add_blocks_wide<T, 7>(vectors);
+      return add_blocks_wide<T, Ending, 7>(vectors);
     default:
-      return add_blocks_wide<T, 8>(vectors);
+      return add_blocks_wide<T, Ending, 8>(vectors);
   }
 }
 
@@ -271,11 +299,6 @@ struct RowTiles {
   inline index size(index tile) const { return base + (tile < longer ? 1 : 0); }
 };
 
-// The outputs of one tile; its sums lie `width` apart from row to row
-struct TileAt {
-  index row, rows, column, columns, width;
-};
-
 // One addend of a sum: rows[r][0 .. terms) * weights
 template <class T>
 struct Product {
@@ -284,13 +307,14 @@ struct Product {
   const Weights<T>& weights;
 };
 
-template <class T>
-FN void add_product(T* s, const T* const* seed, const TileAt& at, AddBlocks<T> add_blocks, const Product<T>& a) {
+template <class T, class Ending>
+FN void add_product(T* s, const T* const* seed, const TileAt& at, const Ending& ending, const Product<T>& a) {
   const bool odd_address = reinterpret_cast<std::uintptr_t>(a.rows[at.row]) % 16 != 0;
   const bool other_order = fault(Fault::sum_in_one_chain) || (fault(Fault::sum_order_by_rows) && at.rows == 1) ||
                            (fault(Fault::sum_order_by_alignment) && odd_address);
-  add_blocks(s, seed, a.rows + at.row, 0, a.terms, other_order ? a.terms : sum_block(a.terms),
-             a.weights.packed + at.column * a.terms, Tile<T>::columns * a.terms);
+  add_blocks_for<T, Ending>(at.rows, at.width / Vec<T>::lanes)(
+      s, seed, a.rows + at.row, 0, a.terms, other_order ? a.terms : sum_block(a.terms),
+      a.weights.packed + at.column * a.terms, Tile<T>::columns * a.terms, ending, at);
 }
 
 // Some tiles of the same outputs, one after the other, as their sums are
@@ -329,9 +353,9 @@ FN void add_product_unpacked(T* s, T* panels, const TileRun& run, index vectors,
     const index n = a.terms - k < block ? a.terms - k : block;
     pack_panels(panels, from + k * w.term_stride, n, w.term_stride, at.columns - done, w.output_stride);
     run.each([&](const TileAt& tile, index before) {
-      add_blocks_for<T>(tile.rows, vectors)(s + before + done, nullptr, a.rows + tile.row,
-                                            fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels,
-                                            G::columns * n);
+      add_blocks_for<T, NoEnding>(tile.rows, vectors)(s + before + done, nullptr, a.rows + tile.row,
+                                                      fault(Fault::short_call_block_repeated) ? 0 : k, n, block, panels,
+                                                      G::columns * n, NoEnding{}, tile);
     });
   }
 }
@@ -363,12 +387,12 @@ FN void fill_sums(T* s, const T* const* seeds, const TileAt& at) {
 }
 
 // Sums x, then h, for the outputs: seed(seeds, at) says for each of a tile's rows where its sums begin, and returns
-// whether whole vectors may be read there; finish(s, at) takes the sums when they are complete.
+// whether whole vectors may be read there; the ending, or else finish(s, at), takes the sums when they are complete.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
 // descending: from the last group to the first; steps that take turns find in cache what the one before read last.
-template <class T, class Seed, class Finish>
+template <class T, class Seed, class Ending, class Finish>
 FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending, const Product<T>& x,
-                  const Product<T>& h, Seed seed, Finish finish) {
+                  const Product<T>& h, Seed seed, const Ending& ending, Finish finish) {
   using G = Tile<T>;
   alignas(64) T s[G::unpacked_sum_size];
   alignas(64) T block_panels[G::unpacked_vectors * G::lanes * longest_block];  // where weights are not packed
@@ -391,13 +415,20 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
     TileAt at{0, 0, column, columns, vectors * G::lanes};
     for (index tile = 0; packed && tile < tiles.count; ++tile, at.row += at.rows) {
       at.rows = tiles.size(tile);
-      const AddBlocks<T> add_blocks = add_blocks_for<T>(at.rows, vectors);
-      const bool whole = seed(seeds, at) && x.terms + h.terms > 0;
+      const Product<T>& ends = h.terms > 0 ? h : x;
+      const bool whole = seed(seeds, at) && ends.terms > 0;
       if (!whole) fill_sums(s, seeds, at);
       const T* const* first = whole ? seeds : nullptr;
-      if (x.terms > 0) add_product(s, first, at, add_blocks, x);
-      if (h.terms > 0) add_product(s, x.terms > 0 ? nullptr : first, at, add_blocks, h);
-      finish(s, at);
+      if (x.terms > 0 && h.terms > 0) {
+        add_product(s, first, at, NoEnding{}, x);
+        first = nullptr;
+      }
+      if (ends.terms > 0 && ending.takes(at)) {
+        add_product(s, first, at, ending, ends);
+      } else {
+        if (ends.terms > 0) add_product(s, first, at, NoEnding{}, ends);
+        finish(s, at);
+      }
     }
     for (index tile = 0; !packed && tile < tiles.count; tile += G::unpacked_tiles) {
       if (fault(Fault::tiles_beyond_a_run_missed) && tile > 0) break;
