@@ -373,13 +373,13 @@ private:
   // ---- 2. what depends on d_sum alone, and the operands of 3
 
   void middle_phase() {
-    const index groups = (lines_ + group_lines - 1) / group_lines;
+    const index size = lines_of_a_group(), groups = (lines_ + size - 1) / size;
     const index unit_tasks = (p_.d_b.data ? 1 : 0) + (d_alpha_ ? 1 : 0);
     parallel_for(groups + unit_tasks, threads_, control_, [&](index task, int worker) {
       if (control_.stopped(worker == 0)) return;
       if (task < groups) {
-        const index first = task * group_lines;
-        const index last = first + group_lines < lines_ ? first + group_lines : lines_;
+        const index first = task * size;
+        const index last = first + size < lines_ ? first + size : lines_;
         if (p_.d_x.data) input_gradient(first, last);
         if (p_.d_w_ih.data && !narrow_x_) k_.pack_operand(x_operand(), first, last);
         if (p_.d_w_hh.data) k_.pack_operand(h_operand(), first, last);
@@ -389,6 +389,13 @@ private:
         k_.bias_gradient(p_.d_alpha.data, lost_of_alpha_, d_alpha_, lines_, row_, p_.shape.H);
       }
     });
+  }
+
+  // Each group reads all of w_ih: where that comes from far, larger ones read it less often.
+  index lines_of_a_group() const {
+    const bool far = p_.d_x.data && p_.shape.H * p_.shape.I * static_cast<index>(sizeof(T)) > weights_in_cache;
+    const index share = (lines_ + threads_ - 1) / threads_;
+    return !far || share < group_lines ? group_lines : share < most_group_lines ? share : most_group_lines;
   }
 
   OperandRows<T> x_operand() const { return {lines_, p_.shape.I, x_rows_, p_.x.unit, nullptr, x_panels_}; }
@@ -402,8 +409,8 @@ private:
   }
 
   void input_gradient(index first, index last) const {
-    const T* from[group_lines];
-    T* to[group_lines];
+    const T* from[most_group_lines];
+    T* to[most_group_lines];
     for_each_line(first, last, [&](index line, index s, index r) {
       from[line - first] = d_sum_ + line * row_;
       to[line - first] = order_.at(p_.d_x, order_.time(s, r), r);
@@ -523,6 +530,8 @@ private:
   }
 
   static constexpr index group_lines = 48;              // rows of one task: d_x and packing
+  static constexpr index most_group_lines = 128;        // the same where w_ih is large
+  static constexpr index weights_in_cache = 2 << 20;    // bytes
   static constexpr index tiles_a_task = 8;              // tiles of units that one task turns into rows of d_w
   static constexpr index narrow_units = 256;            // of one task
   static constexpr index operand_in_cache = 64 * 1024;  // bytes
