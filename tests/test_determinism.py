@@ -36,6 +36,7 @@ LARGE = [
     Case(T=12, B=260, I=17, H=96, reset=True, keep_mask=True, nonlinearity="relu", seed=10),
     Case(T=40, B=2, I=33, H=600, seed=11),
     Case(T=9, B=40, I=2, H=520, seed=15),  # narrow x: tasks of its units
+    Case(T=2, B=130, I=730, H=731, seed=16),  # large w_ih: larger groups of rows for d_x
 ]
 LARGE_IDS = [case.id for case in LARGE]
 

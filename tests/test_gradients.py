@@ -26,6 +26,7 @@ BIG = [
     Case(T=3, B=300, I=33, H=65, lengths="packed", reverse=True, seed=3),  # more rows than one block of the d_w sum
     Case(T=40, B=9, I=3, H=601, seed=4),  # narrow x: several tasks of its units, several blocks
     Case(T=40, B=9, I=8, H=290, reverse=True, seed=5),
+    Case(T=2, B=130, I=730, H=731, seed=6),  # large w_ih: larger groups of rows for d_x
 ]
 
 

@@ -66,7 +66,7 @@ def work(rank, how, folder):
     assert type(rnn(x)[0].grad_fn).__name__ == "RnnLayerBackward"
     torch.save(found, folder + f"/found{rank}.pt")
     dist.destroy_process_group()
-    # Past the interpreter's end, where a thread of gloo's that still holds a tensor aborts: pytorch/pytorch#179291
+    # Without the interpreter's end, where a thread of gloo's that still holds a tensor aborts: pytorch/pytorch#190489
     os._exit(0)
 
 if __name__ == "__main__":

@@ -33,14 +33,16 @@ FN typename Vec<T>::V load_strided(const T* p, index unit, index n) {
   return Vec<T>::load(part);
 }
 
-// Asks for the lines of elements [column, column + columns) of some rows, early enough to be there when they are used.
-// Rows need not start on a line, so the last element's line is asked for too.
+// Asks for the lines of a row's elements. It need not start on a line, so the last element's is asked for too.
+template <class T>
+FN void prefetch_row(const T* row, index columns, index unit) {
+  for (index c = 0; c < columns; c += 64 / static_cast<index>(sizeof(T))) prefetch(row + c * unit);
+  prefetch(row + (columns - 1) * unit);
+}
+
+// The same for elements [column, column + columns) of some rows, early enough to be there when they are used.
 template <class T>
 FN void prefetch_rows(const T* const* rows, index first, index count, index column, index columns, index unit) {
   if (!rows || columns <= 0) return;
-  for (index r = first; r < first + count; ++r) {
-    const T* row = rows[r] + column * unit;
-    for (index c = 0; c < columns; c += 64 / static_cast<index>(sizeof(T))) prefetch(row + c * unit);
-    prefetch(row + (columns - 1) * unit);
-  }
+  for (index r = first; r < first + count; ++r) prefetch_row(rows[r] + column * unit, columns, unit);
 }

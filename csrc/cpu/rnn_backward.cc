@@ -391,11 +391,16 @@ private:
     });
   }
 
-  // Each group reads all of w_ih: where that comes from far, larger ones read it less often.
+  // Each group reads all of w_ih. Where that comes from far, groups are larger: even parts of the threads' shares, of
+  // little enough work for a look at the clock after each.
   index lines_of_a_group() const {
-    const bool far = p_.d_x.data && p_.shape.H * p_.shape.I * static_cast<index>(sizeof(T)) > weights_in_cache;
-    const index share = (lines_ + threads_ - 1) / threads_;
-    return !far || share < group_lines ? group_lines : share < most_group_lines ? share : most_group_lines;
+    const double flops = 2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I);
+    const bool far = flops * sizeof(T) > 2 * weights_in_cache;
+    if (!p_.d_x.data || !far) return group_lines;
+    const index most = flops * most_group_lines > 2e9 ? static_cast<index>(2e9 / flops) + 1 : most_group_lines;
+    const index share = (lines_ + threads_ - 1) / threads_, parts = (share + most - 1) / most;
+    const index even = (share + parts - 1) / parts;
+    return even > group_lines ? even : group_lines;
   }
 
   OperandRows<T> x_operand() const { return {lines_, p_.shape.I, x_rows_, p_.x.unit, nullptr, x_panels_}; }
@@ -531,7 +536,7 @@ private:
 
   static constexpr index group_lines = 48;              // rows of one task: d_x and packing
   static constexpr index most_group_lines = 128;        // the same where w_ih is large
-  static constexpr index weights_in_cache = 2 << 20;    // bytes
+  static constexpr double weights_in_cache = 2 << 20;   // bytes
   static constexpr index tiles_a_task = 8;              // tiles of units that one task turns into rows of d_w
   static constexpr index narrow_units = 256;            // of one task
   static constexpr index operand_in_cache = 64 * 1024;  // bytes

@@ -57,24 +57,24 @@ FN void finish_row(const BackwardStep<T>& a, index row, index column, index colu
   }
 }
 
-// Steps that only add d_output and multiply by tanh', all contiguous
 template <class T>
-FN typename Vec<T>::V plain_step(typename Vec<T>::V sum, typename Vec<T>::V d_output, typename Vec<T>::V h) {
+FN typename Vec<T>::V plain_d_sum(typename Vec<T>::V sum, typename Vec<T>::V d_output, typename Vec<T>::V h) {
   using S = Vec<T>;
   return S::mul(S::add(sum, d_output), S::fnma(h, h, S::set(T(1))));
 }
 
+// Steps that only add d_output and multiply by tanh', all contiguous
 template <class T>
 struct PlainSlope {
   static constexpr bool in_registers = true;
-  static constexpr unsigned most_vectors = NoEnding::most_vectors;
+  static constexpr unsigned most_sums = any_tile;
   const BackwardStep<T>& a;
   bool plain;
 
   inline bool takes(const TileAt& at) const { return plain && at.whole_vectors(); }
 
   template <unsigned R, unsigned W>
-  inline void take(const TileAt& at, typename Vec<T>::V (&sums)[R][W]) const {
+  INLINE void take(const TileAt& at, const typename Vec<T>::V (&sums)[R][W]) const {
     using S = Vec<T>;
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) {
@@ -85,19 +85,20 @@ struct PlainSlope {
 #pragma GCC unroll 8
       for (unsigned w = 0; w < W; ++w) {
         const index c = w * S::lanes;
-        S::store(d_sum + c, plain_step<T>(sums[r][w], S::load(d_output + c), S::load(h + c)));
+        S::store(d_sum + c, plain_d_sum<T>(sums[r][w], S::load(d_output + c), S::load(h + c)));
       }
     }
   }
 };
 
+// The same from the buffer: a partial last vector, weights that are not packed
 template <class T>
 FN void finish_plain_row(const T* sum, const T* d_output, const T* h, T* d_sum, index columns) {
   using S = Vec<T>;
   for_each_vector<T>(columns, [&](index c, index n) {
     const bool lost = fault(Fault::plain_step_tail_lost) && n < S::lanes;
     const auto d = lost ? S::set(T(0)) : load_lanes(d_output + c, n);
-    store_lanes(d_sum + c, plain_step<T>(S::load(sum + c), d, load_lanes(h + c, n)), n);
+    store_lanes(d_sum + c, plain_d_sum<T>(S::load(sum + c), d, load_lanes(h + c, n)), n);
   });
 }
 
@@ -155,10 +156,9 @@ static void gradient_tile(const T* d_sum, index d_sum_row, const T* operand, ind
                           index units, index columns, bool add) {
   using S = Vec<T>;
   constexpr unsigned R = Tile<T>::rows;
-  constexpr index width = W * S::lanes, line = 64 / static_cast<index>(sizeof(T));
+  constexpr index width = W * S::lanes;
   for (index r = 0; r < units && r < static_cast<index>(R); ++r) {
-    for (index c = 0; c < columns; c += line) prefetch(d_w + r * d_w_row + c);
-    prefetch(d_w + r * d_w_row + columns - 1);
+    prefetch_row(d_w + r * d_w_row, columns, 1);
   }
   alignas(64) T sum[R * static_cast<unsigned>(width)];
   const T* before = zeros<T>;  // the sum of the chains before, row after row of it
@@ -170,7 +170,7 @@ static void gradient_tile(const T* d_sum, index d_sum_row, const T* operand, ind
     chain<T, R, W>(acc, SpacedRows<T>{d_sum, d_sum_row}, operand, 0, skipped ? 0 : n);
     add_sums<T, R, W>([&](unsigned r) { return before + static_cast<index>(r) * before_row; }, acc);
     if (first + n == rows) break;
-    store_sums<T, R, W>(sum, acc);
+    store_sums<T, R, W>([&](unsigned r) { return sum + r * W * S::lanes; }, acc);
     before = sum;
     before_row = width;
     d_sum += n * d_sum_row;

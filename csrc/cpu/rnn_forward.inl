@@ -50,7 +50,8 @@ FN void leak_row(const T* alpha, const T* leak, const T* kept, T* s, index colum
   });
 }
 
-// Not beside `out`: the processor keeps few missing lines in flight.
+// What the next step reads of x: when sums are complete, not when `out` is asked for, since the processor keeps few
+// missing lines in flight.
 template <class T>
 FN void ask_for_next_x(const ForwardStep<T>& a, const TileAt& at) {
   const index from = a.I * at.column / a.H, to = a.I * (at.column + at.columns) / a.H;  // this tile's share
@@ -61,27 +62,25 @@ FN void ask_for_next_x(const ForwardStep<T>& a, const TileAt& at) {
 template <class T>
 struct PlainActivation {
   static constexpr bool in_registers = true;
-  static constexpr unsigned most_vectors = 8;  // more would not stay in registers beside tanh's own
+  static constexpr unsigned most_sums = 8;  // more would wait in memory all the same: tanh has its own registers
   const ForwardStep<T>& a;
+  bool plain;
 
-  inline bool takes(const TileAt& at) const {
-    return at.whole_vectors() && at.rows * at.width <= static_cast<index>(most_vectors) * Vec<T>::lanes && !a.alpha &&
-           !a.keep;
-  }
+  inline bool takes(const TileAt& at) const { return plain && at.whole_vectors(); }
 
   template <unsigned R, unsigned W>
-  inline void take(const TileAt& at, typename Vec<T>::V (&sums)[R][W]) const {
+  INLINE void take(const TileAt& at, const typename Vec<T>::V (&sums)[R][W]) const {
     constexpr unsigned together = R * W < 4 ? R * W : 4, rest = R * W % together;
     ask_for_next_x(a, at);
 #pragma GCC unroll 8
-    for (unsigned i = 0; i + together <= R * W; i += together) some<R, W, together>(at, sums, i);
-    if constexpr (rest > 0) some<R, W, rest>(at, sums, R * W - rest);
+    for (unsigned i = 0; i + together <= R * W; i += together) take_some<R, W, together>(at, sums, i);
+    if constexpr (rest > 0) take_some<R, W, rest>(at, sums, R * W - rest);
   }
 
 private:
   // U vectors of the sums, from number i on
   template <unsigned R, unsigned W, unsigned U>
-  inline void some(const TileAt& at, typename Vec<T>::V (&sums)[R][W], unsigned i) const {
+  INLINE void take_some(const TileAt& at, const typename Vec<T>::V (&sums)[R][W], unsigned i) const {
     typename Vec<T>::V v[U];
 #pragma GCC unroll 4
     for (unsigned u = 0; u < U; ++u) v[u] = sums[(i + u) / W][(i + u) % W];
@@ -98,6 +97,7 @@ static void forward_step(const ForwardStep<T>& a) {
   using S = Vec<T>;
   const Product<T> x{a.x, a.x ? a.I : 0, a.w_ih};
   const Product<T> h{a.state, a.H, a.w_hh};
+  const bool plain = !a.alpha && !a.keep;
   const auto seed = [&](const T** seeds, const TileAt& at) {
     for (index r = 0; r < at.rows; ++r) seeds[r] = (a.x ? a.bias : a.out[at.row + r]) + at.column;
     prefetch_rows<T>(a.out, at.row, at.rows, at.column, at.columns, 1);
@@ -105,7 +105,7 @@ static void forward_step(const ForwardStep<T>& a) {
   };
   const auto finish = [&](T* s, const TileAt& at) {
     ask_for_next_x(a, at);
-    if (!a.alpha && !a.keep) {
+    if (plain) {
       return activate(s, at, a.relu, [&](index row, index c, index n, typename S::V v) {
         store_lanes(a.out[at.row + row] + at.column + c, v, n);
       });
@@ -124,7 +124,7 @@ static void forward_step(const ForwardStep<T>& a) {
       }
     }
   };
-  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, seed, PlainActivation<T>{a}, finish);
+  sum_tiles<T>(a.rows, a.units, a.tile_rows, a.descending, x, h, seed, PlainActivation<T>{a, plain}, finish);
 }
 
 // The product for Vec::lanes rows, `row` elements apart, and U outputs: the rows are the lanes, which hold more than so
@@ -193,19 +193,14 @@ FN bool evenly_spaced(const T* const* rows, index first, index count) {
 template <class T>
 struct ToRows {
   static constexpr bool in_registers = true;
-  static constexpr unsigned most_vectors = NoEnding::most_vectors;
+  static constexpr unsigned most_sums = any_tile;
   T* const* out;
 
   inline bool takes(const TileAt& at) const { return at.whole_vectors(); }
 
   template <unsigned R, unsigned W>
-  inline void take(const TileAt& at, typename Vec<T>::V (&sums)[R][W]) const {
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < R; ++r) {
-      T* to = out[at.row + r] + at.column;
-#pragma GCC unroll 8
-      for (unsigned w = 0; w < W; ++w) Vec<T>::store(to + w * Vec<T>::lanes, sums[r][w]);
-    }
+  INLINE void take(const TileAt& at, const typename Vec<T>::V (&sums)[R][W]) const {
+    store_sums<T, R, W>([&](unsigned r) { return out[at.row + r] + at.column; }, sums);
   }
 };
 

@@ -73,21 +73,23 @@ FN void add_sums(From from, typename Vec<T>::V (&acc)[R][W]) {
   }
 }
 
-// s[r][w] = acc[r][w]
-template <class T, unsigned R, unsigned W>
-FN void store_sums(T* s, const typename Vec<T>::V (&acc)[R][W]) {
+// to(r)[w] = acc[r][w]
+template <class T, unsigned R, unsigned W, class To>
+FN void store_sums(To to, const typename Vec<T>::V (&acc)[R][W]) {
 #pragma GCC unroll 8
   for (unsigned r = 0; r < R; ++r) {
+    T* row = to(r);
 #pragma GCC unroll 8
-    for (unsigned w = 0; w < W; ++w) Vec<T>::store(s + (r * W + w) * Vec<T>::lanes, acc[r][w]);
+    for (unsigned w = 0; w < W; ++w) Vec<T>::store(row + w * Vec<T>::lanes, acc[r][w]);
   }
 }
 
 // s[r][w] += the tile's chain
 template <class T, unsigned R, unsigned W>
 FN void add_chain(T* s, typename Vec<T>::V (&acc)[R][W]) {
-  add_sums<T, R, W>([&](unsigned r) { return s + r * W * Vec<T>::lanes; }, acc);
-  store_sums<T, R, W>(s, acc);
+  const auto in_buffer = [&](unsigned r) { return s + r * W * Vec<T>::lanes; };
+  add_sums<T, R, W>(in_buffer, acc);
+  store_sums<T, R, W>(in_buffer, acc);
 }
 
 // The outputs of one tile; its sums lie `width` apart from row to row
@@ -96,11 +98,13 @@ struct TileAt {
   inline bool whole_vectors() const { return columns == width; }
 };
 
-// What takes a tile's complete sums from registers, where takes(at) says so and they are at most most_vectors. This one
-// takes none: they stay in the buffer.
+static constexpr unsigned any_tile = 64;  // vectors; none has more
+
+// What takes a tile's complete sums from registers, where they are at most most_sums vectors and takes(at) says so.
+// This one takes none: they stay in the buffer.
 struct NoEnding {
   static constexpr bool in_registers = false;
-  static constexpr unsigned most_vectors = 64;  // any tile has fewer
+  static constexpr unsigned most_sums = any_tile;
   inline bool takes(const TileAt&) const { return false; }
 };
 
@@ -116,16 +120,17 @@ static void add_blocks(T* s, const T* const* seed, const T* const* a, index firs
     const index n = terms - k < block ? terms - k : block;
     typename Vec<T>::V acc[R][W];
     chain<T, R, W>(acc, rows, b, panel_stride, fault(Fault::sum_block_skipped) && first + k == block ? 0 : n);
+    const auto in_buffer = [&](unsigned r) { return s + r * W * Vec<T>::lanes; };
     if (seed) {
       add_sums<T, R, W>([&](unsigned r) { return seed[r]; }, acc);
       seed = nullptr;
     } else {
-      add_sums<T, R, W>([&](unsigned r) { return s + r * W * Vec<T>::lanes; }, acc);
+      add_sums<T, R, W>(in_buffer, acc);
     }
     if constexpr (Ending::in_registers) {
       if (k + n == terms) return ending.template take<R, W>(at, acc);
     }
-    store_sums<T, R, W>(s, acc);
+    store_sums<T, R, W>(in_buffer, acc);
 #pragma GCC unroll 8
     for (unsigned r = 0; r < R; ++r) rows.row[r] += n;
     b += n * Panel<T, W>::columns;
@@ -239,7 +244,7 @@ FN AddBlocks<T, Ending> add_blocks_if_any() {
   using G = Tile<T>;
   constexpr bool in_panel = W <= static_cast<unsigned>(G::panel_vectors) && (R <= G::rows || W == 1);
   constexpr bool group = (W == 4 && R <= 3) || (W == 6 && R <= 2 && G::panel_vectors == 2) || (W == 8 && R <= 2);
-  if constexpr ((in_panel || group) && R * W <= Ending::most_vectors) {
+  if constexpr ((in_panel || group) && R * W <= Ending::most_sums) {
     return add_blocks<T, R, W, Ending>;
   } else {
     return nullptr;
@@ -387,7 +392,8 @@ FN void fill_sums(T* s, const T* const* seeds, const TileAt& at) {
 }
 
 // Sums x, then h, for the outputs: seed(seeds, at) says for each of a tile's rows where its sums begin, and returns
-// whether whole vectors may be read there; the ending, or else finish(s, at), takes the sums when they are complete.
+// whether whole vectors may be read there; the ending, or else finish(s, at), which must do the same, takes
+// the sums when they are complete. Those of weights that are not packed go to finish.
 // Walks panel group by panel group and, inside, tile by tile, so that a group's weights stay in cache over all rows.
 // descending: from the last group to the first; steps that take turns find in cache what the one before read last.
 template <class T, class Seed, class Ending, class Finish>
@@ -400,6 +406,7 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
   const index most = tile_rows > 0 && tile_rows < G::rows ? tile_rows : G::rows;
   const index most_narrow = most == G::rows ? G::narrow_rows : most;
   const RowTiles wide = RowTiles::of(rows, most), narrow = RowTiles::of(rows, most_narrow);
+  constexpr index most_sums = static_cast<index>(Ending::most_sums) * G::lanes;
   if (rows == 0) return;
   const bool packed = (x.weights.packed || x.terms == 0) && (h.weights.packed || h.terms == 0);
   const auto pieces = Pieces<T>::of(outputs, packed ? G::group(wide.size(0)) : G::unpacked_group(rows));
@@ -423,7 +430,7 @@ FN void sum_tiles(index rows, Columns outputs, index tile_rows, bool descending,
         add_product(s, first, at, NoEnding{}, x);
         first = nullptr;
       }
-      if (ends.terms > 0 && ending.takes(at)) {
+      if (ends.terms > 0 && at.rows * at.width <= most_sums && ending.takes(at)) {
         add_product(s, first, at, ending, ends);
       } else {
         if (ends.terms > 0) add_product(s, first, at, NoEnding{}, ends);

@@ -9,9 +9,11 @@
 // where_greater(a, b, yes, no): a > b, per lane; registers: how many vectors the machine holds.
 
 #if defined(__GNUC__)
-#define FN static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
+#define FN static INLINE
 #else
-#define FN static __forceinline
+#define INLINE __forceinline
+#define FN static INLINE
 #endif
 
 // Asks for the cache line of p; reads nothing, so any address will do
