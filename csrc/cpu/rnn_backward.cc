@@ -391,13 +391,13 @@ private:
     });
   }
 
-  // Each group reads all of w_ih. Where that comes from far, groups are larger: even parts of the threads' shares, of
-  // little enough work for a look at the clock after each.
+  // d_x reads all of w_ih for each group. Where that is large, groups are, too: a thread's share in even parts, each of
+  // at most most_group_flops, since Ctrl-C is seen between them.
   index lines_of_a_group() const {
-    const double flops = 2.0 * static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I);
-    const bool far = flops * sizeof(T) > 2 * weights_in_cache;
-    if (!p_.d_x.data || !far) return group_lines;
-    const index most = flops * most_group_lines > 2e9 ? static_cast<index>(2e9 / flops) + 1 : most_group_lines;
+    const double weights = static_cast<double>(p_.shape.H) * static_cast<double>(p_.shape.I);
+    if (!p_.d_x.data || weights * sizeof(T) <= weights_in_cache) return group_lines;
+    const double allowed = most_group_flops / (2 * weights);
+    const index most = allowed < most_group_lines ? static_cast<index>(allowed) + 1 : most_group_lines;
     const index share = (lines_ + threads_ - 1) / threads_, parts = (share + most - 1) / most;
     const index even = (share + parts - 1) / parts;
     return even > group_lines ? even : group_lines;
@@ -537,6 +537,7 @@ private:
   static constexpr index group_lines = 48;              // rows of one task: d_x and packing
   static constexpr index most_group_lines = 128;        // the same where w_ih is large
   static constexpr double weights_in_cache = 2 << 20;   // bytes
+  static constexpr double most_group_flops = 2e9;       // of d_x, with more lines than group_lines
   static constexpr index tiles_a_task = 8;              // tiles of units that one task turns into rows of d_w
   static constexpr index narrow_units = 256;            // of one task
   static constexpr index operand_in_cache = 64 * 1024;  // bytes

@@ -10,11 +10,10 @@
 
 #if defined(__GNUC__)
 #define INLINE inline __attribute__((always_inline))
-#define FN static INLINE
 #else
 #define INLINE __forceinline
-#define FN static INLINE
 #endif
+#define FN static INLINE
 
 // Asks for the cache line of p; reads nothing, so any address will do
 FN void prefetch(const void* p) {
