@@ -39,7 +39,7 @@
   X(sum_order_by_alignment, "rows at odd addresses are summed in another order")                                 \
   X(pack_slice_repeated, "weights so large that they are packed in slices: the first slice twice")               \
   X(row_slice_missed, "rows so wide that a step stops between them: those after the first stop are lost")        \
-  X(tanh_formula_stretched, "the formula for small arguments is used up to 0.9")                                 \
+  X(tanh_formula_stretched, "one of tanh's formulas is used beyond its range, up or down to 0.9")                \
   X(tanh_sign_lost, "tanh of a negative argument is positive")                                                   \
   X(subnormals_kept, "the kernels keep subnormal numbers")                                                       \
   X(float_environment_of_the_caller, "the caller's rounding mode stays")                                         \

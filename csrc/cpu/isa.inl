@@ -12,6 +12,7 @@ namespace FASTRNN_NAMESPACE {
 #include "vec.h"
 // after vec.h, in this order
 #include "lanes.inl"
+#include "tanh_table.inl"
 #include "tanh.inl"
 #include "turn.inl"
 #include "pack.inl"

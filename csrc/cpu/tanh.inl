@@ -4,7 +4,7 @@
 // so that what is rounded is a small part of the result. The coefficients interpolate (tanh(x) / x - 1) / x^2 and
 // (exp(2 r) - 1) / r at Chebyshev nodes: relative errors of 6e-10 and 5e-9 for float, 2e-18 and 9e-18 for double.
 // Max error 2 ULP for float (tests/test_tanh.py, all inputs) and double; odd, |y| <= 1, exact at 0, NaN stays.
-// Subnormal arguments count as 0 (float_environment.h).
+// Subnormal arguments count as 0 (float_environment.h). float with AVX-512: tanh_table.inl.
 
 template <class T>
 struct TanhConstants;
@@ -38,8 +38,6 @@ struct TanhConstants<double> {
                                             0.00005141568047026606446};
 };
 
-#define FASTRNN_EACH _Pragma("GCC unroll 8") for (unsigned u = 0; u < U; ++u)
-
 // sum[u] = c[0] + c[1] x[u] + ... by Horner's rule
 template <class T, unsigned U, unsigned terms>
 FN void polynomials(const T (&c)[terms], const typename Vec<T>::V (&x)[U], typename Vec<T>::V (&sum)[U]) {
@@ -52,7 +50,7 @@ FN void polynomials(const T (&c)[terms], const typename Vec<T>::V (&x)[U], typen
 
 // v[u] = tanh(v[u]) of U vectors, step by step for all of them: one alone would wait for its own results.
 template <class T, unsigned U>
-FN void tanh_of(typename Vec<T>::V (&v)[U]) {
+FN void tanh_by_formulas(typename Vec<T>::V (&v)[U]) {
   using S = Vec<T>;
   using K = TanhConstants<T>;
   typename S::V t[U], near[U], far[U], shifted[U];
@@ -75,6 +73,15 @@ FN void tanh_of(typename Vec<T>::V (&v)[U]) {
   FASTRNN_EACH {
     const auto sign = fault(Fault::tanh_sign_lost) ? S::abs(v[u]) : v[u];
     v[u] = S::with_sign_of(S::where_greater(S::abs(v[u]), S::set(border), far[u], near[u]), sign);
+  }
+}
+
+template <class T, unsigned U>
+FN void tanh_of(typename Vec<T>::V (&v)[U]) {
+  if constexpr (can_look_up<T>) {
+    tanh_by_table<T, U>(v);
+  } else {
+    tanh_by_formulas<T, U>(v);
   }
 }
 

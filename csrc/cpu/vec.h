@@ -6,7 +6,9 @@
 // add_product(sum, a, b): sum = fma(a, b, sum); fnma(a, b, c) = c - a b; clamp_top(x, top) = min(x, top), NaN stays
 // NaN; abs; with_sign_of(v, s): sets the sign of s on v, which is positive or has it; zero_where_not_positive(value,
 // test): 0 where test <= 0, NaN tests keep the value; pow2_of(shifted): 2^n for shifted = n + Magic::shift;
-// where_greater(a, b, yes, no): a > b, per lane; registers: how many vectors the machine holds.
+// where_greater(a, b, yes, no): a > b, per lane; registers: how many vectors the machine holds. Where can_look_up<T>:
+// at_least(x, bottom) = max(x, bottom), bottom for NaN; quarter_octave(x) counts the quarters of octaves up to x > 0;
+// look_up(table, i): table[i mod 32], per lane.
 
 #if defined(__GNUC__)
 #define INLINE inline __attribute__((always_inline))
@@ -44,6 +46,9 @@ template <class T>
 struct Vec;
 
 template <class T>
+constexpr bool can_look_up = false;
+
+template <class T>
 struct Magic;  // adding `shift` rounds to an integer and leaves it in the low bits, with the exponent's bias
 template <>
 struct Magic<float> {
@@ -65,6 +70,9 @@ struct Magic<double> {
 #endif
 
 #if FASTRNN_VEC == 512
+
+template <>
+constexpr bool can_look_up<float> = true;
 
 template <>
 struct Vec<float> {
@@ -96,6 +104,11 @@ struct Vec<float> {
   FN V pow2_of(V shifted) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)); }
   FN V where_greater(V a, V b, V yes, V no) {
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
+  }
+  FN V at_least(V x, V bottom) { return _mm512_max_ps(x, bottom); }
+  FN __m512i quarter_octave(V x) { return _mm512_srli_epi32(_mm512_castps_si512(x), 21); }
+  FN V look_up(const float (&table)[32], __m512i i) {
+    return _mm512_permutex2var_ps(load(table), i, load(table + lanes));
   }
 };
 
