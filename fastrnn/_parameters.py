@@ -191,8 +191,9 @@ class Layer:
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy is not frozen: copied arrays are writable
-        return {**self.__dict__, "_frozen": None, "_xp": self._xp.__name__}
+        # a copy is not frozen: its arrays are writable, also where pickle takes the flag over
+        arrays = {name: array.copy() for name, array in self._arrays.items()} if self._frozen else self._arrays
+        return {**self.__dict__, "_arrays": arrays, "_frozen": None, "_xp": self._xp.__name__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {"_home": None, "_xp": "numpy", **state}  # older pickles have neither
@@ -253,6 +254,10 @@ def load_into(arrays: Mapping[str, Array], state_dict: Mapping[str, Any], strict
             wrong.append(f"{name}: expected a writable parameter, got a read-only one, as inside frozen()")
     if wrong:
         raise ValueError("; ".join(wrong))
+    held = [array for array in arrays.values() if isinstance(array, np.ndarray)]
+    for name, value in values.items():  # one layer's weights may go to another
+        if any(np.may_share_memory(value, array) for array in held):
+            values[name] = value.copy()
     for name, value in values.items():
         if (home := _validate.gpu(arrays[name])) is None:
             np.copyto(arrays[name], value, casting="same_kind")
@@ -264,11 +269,13 @@ def load_into(arrays: Mapping[str, Array], state_dict: Mapping[str, Any], strict
 def _loadable(name: str, value: Any) -> Array:
     """value as an array of any floating dtype; a torch tensor may require grad and live on any device."""
     if hasattr(value, "detach"):
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating array or tensor, got {value.dtype}")
         value = value.detach().cpu().double().numpy()  # double: NumPy has no bfloat16
     elif _validate.gpu(value) is not None:
         value = value.get()
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray) or value.dtype.kind != "f":
+        kind = value.dtype if type(value) is np.ndarray else type(value).__name__
         raise TypeError(f"{name}: expected a floating array or tensor, got {kind}")
     return value
 

@@ -10,6 +10,8 @@ from functools import cache
 
 from ._validate import integer
 
+MOST = 4096
+
 _number: int | None = None
 override: ContextVar[int | None] = ContextVar("fastrnn.threads", default=None)
 
@@ -17,10 +19,11 @@ override: ContextVar[int | None] = ContextVar("fastrnn.threads", default=None)
 def set_num_threads(n: int) -> None:
     """Makes the CPU kernels of this process use up to n threads, the calling one included.
 
-    The `cpp` backend gives the same bits for any n. Raises TypeError unless n is an int, ValueError unless n >= 1.
+    The `cpp` backend gives the same bits for any n. Raises TypeError unless n is an int, ValueError unless it is 1 to
+    4096.
     """
     global _number
-    _number = integer("n", n, at_least=1)
+    _number = integer("n", n, at_least=1, at_most=MOST)
 
 
 def get_num_threads() -> int:
@@ -28,7 +31,7 @@ def get_num_threads() -> int:
 
     The innermost `with fastrnn.threads(n)`, else what set_num_threads set, else FASTRNN_NUM_THREADS, else the number
     of CPUs in this process's affinity mask, limited by its cgroup's CPU quota; the last two are read once. Raises
-    ValueError when FASTRNN_NUM_THREADS is needed and is not a positive integer.
+    ValueError when FASTRNN_NUM_THREADS is needed and is not an integer from 1 to 4096.
     """
     return override.get() or _number or _default()
 
@@ -37,9 +40,9 @@ def get_num_threads() -> int:
 def threads(n: int) -> Iterator[None]:
     """`with fastrnn.threads(n):` limits the calls inside to n threads, for this Python thread or asyncio task only.
 
-    Raises TypeError unless n is an int, ValueError unless n >= 1.
+    Raises TypeError unless n is an int, ValueError unless it is 1 to 4096.
     """
-    token = override.set(integer("n", n, at_least=1))
+    token = override.set(integer("n", n, at_least=1, at_most=MOST))
     try:
         yield
     finally:
@@ -50,11 +53,11 @@ def threads(n: int) -> Iterator[None]:
 def _default() -> int:
     text = os.environ.get("FASTRNN_NUM_THREADS")
     if text is not None:
-        if not (text.isascii() and text.isdigit() and int(text) > 0):
-            raise ValueError(f"FASTRNN_NUM_THREADS: expected a positive integer, got {text!r}")
+        if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= MOST):
+            raise ValueError(f"FASTRNN_NUM_THREADS: expected an integer from 1 to {MOST}, got {text!r}")
         return int(text)
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(affinity, _cgroup_cpus() or affinity)
+    return min(affinity, _cgroup_cpus() or affinity, MOST)
 
 
 def _cgroup_cpus(membership: str = "/proc/self/cgroup", mount: str = "/sys/fs/cgroup") -> int | None:

@@ -271,7 +271,11 @@ def leak(value: Any, dtype: Any, H: int) -> Array:
     """alpha, a number or an array (H), as a finite array (H)."""
     if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         with np.errstate(over="ignore"):
-            array = np.broadcast_to(dtype.type(value), (H,))
+            try:
+                number = dtype.type(value)
+            except OverflowError:  # an int beyond every float
+                number = dtype.type(np.inf if value > 0 else -np.inf)
+        array = np.broadcast_to(number, (H,))
     else:
         array = exact("alpha", value, dtype, (H,), "H")
     if not np.isfinite(array).all():
@@ -349,12 +353,14 @@ def _shares_memory(a: Array, b: Array) -> bool:
 # ---- Scalars of the layers
 
 
-def integer(name: str, value: Any, at_least: int) -> int:
+def integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name}: expected int, got {_kind(value)}")
     number = operator.index(value)
     if number < at_least:
         raise ValueError(f"{name}: expected at least {at_least}, got {number}")
+    if at_most is not None and number > at_most:
+        raise ValueError(f"{name}: expected at most {at_most}, got {number}")
     return number
 
 

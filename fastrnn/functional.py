@@ -56,8 +56,8 @@ def rnn_forward(
         reset: (T, B) bool. True: the state that enters step t is 0.
         recurrent_mask: (B, H), multiplies the state that enters w_hh (recurrent dropout, one mask for all steps).
         keep_mask: (T, B, H) bool. True: the unit keeps its previous state (zoneout).
-        alpha: a number or (H), finite; None for 1, which gives the same. The formula holds outside (0, 1] too: 0 is a
-            unit that never changes. recurrent_mask does not act on the state that leaks.
+        alpha: a number or (H), finite; None for 1, which gives the same for a finite h_0. The formula holds outside
+            (0, 1] too: 0 is a unit that never changes. recurrent_mask does not act on the state that leaks.
         backend: "auto" (the fastest available, or FASTRNN_BACKEND), "cpp", "numba" or "numpy"; "cuda" or "cupy" for
             CuPy arrays.
         out: (T, B, H) array that becomes the output. Writable, its last axis contiguous, in memory of its own.

@@ -328,8 +328,8 @@ class RNN(Layer):
             d_output = d_x[0] if D == 1 else np.add(d_x[0], d_x[1], out=d_x[0])
             if noise is not None:
                 d_output *= noise
-        for k, made in sums.items():
-            self._accumulate(k, *made)
+        for k in sorted(sums):  # alpha is one for all: its gradient is summed in this order, in chunks too
+            self._accumulate(k, *sums[k])
         d_h_0 = states[0][None] if len(states) == 1 else np.stack([states[k] for k in sorted(states)])
         return cast(Array, d_output), d_h_0
 
@@ -390,8 +390,8 @@ class RNN(Layer):
             d_output = walks[0].unmasked(cast(Array, d_x))
             if noise is not None:
                 d_output *= noise
-        for k, total in sums.items():
-            self._accumulate(k, *total[:4])
+        for k in sorted(sums):
+            self._accumulate(k, *sums[k][:4])
         return cast(Array, d_output), np.stack(d_h_0)
 
     def _draw_masks_of_chunks(self, layers: int, x: Array) -> list[Masks]:
@@ -425,7 +425,7 @@ class RNN(Layer):
             masks = self._draw_noise((D, B, H), self.recurrent_dropout)
             options = [replace(o, recurrent_mask=mask) for o, mask in zip(options, masks, strict=True)]
         if self.zoneout:
-            kept = self._here(self._rng.random((D, T, B, H), np.float32) < self.zoneout)
+            kept = self._here(self._random((D, T, B, H), np.dtype(np.float32)) < self.zoneout)
             options = [replace(o, keep_mask=mask) for o, mask in zip(options, kept, strict=True)]
         return options
 
@@ -437,7 +437,11 @@ class RNN(Layer):
     def _draw_noise(self, shape: tuple[int, ...], rate: float) -> Array:
         """0 with the probability rate, else 1 / (1 - rate)."""
         scale = self.dtype.type(1 / (1 - rate) if rate < 1 else 0)
-        return self._here(np.asarray((self._rng.random(shape, self.dtype) >= rate) * scale))
+        return self._here(np.asarray((self._random(shape, self.dtype) >= rate) * scale))
+
+    def _random(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Numbers in [0, 1)."""
+        return self._rng.random(dtype=dtype, out=empty(shape, dtype))
 
     def _here(self, array: Array) -> Array:
         """On the layer's device."""

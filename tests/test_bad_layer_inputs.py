@@ -83,9 +83,9 @@ def test_cell_inputs_are_refused() -> None:
         refuse(run, ValueError, "h", "(5,)", "(2, 5)", x=x[0], h=np.zeros((B, H), F32))
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, "2", None, True])
+@pytest.mark.parametrize("value", [0, -1, 4097, 2**31, 10**400, 1.0, "2", None, True])
 def test_thread_numbers_are_refused(value: Any) -> None:
-    error = ValueError if value in (0, -1) and not isinstance(value, bool) else TypeError
+    error = ValueError if type(value) is int else TypeError
     before = fastrnn.get_num_threads()
     refuse(fastrnn.set_num_threads, error, "n", n=value)
     with pytest.raises(error), fastrnn.threads(value):
@@ -168,6 +168,19 @@ def test_a_state_of_the_wrong_kind_is_refused_and_changes_nothing(name: str, kin
     state[name] = KINDS[kind][0](state[name])
     refuse(rnn.load_state_dict, TypeError, name, "floating", state_dict=state)
     assert_all_same_bits(list(rnn.state_dict().values()), list(before.values()), "parameters")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "complex64"])
+def test_a_tensor_that_is_not_floating_is_refused(torch: Any, dtype: str) -> None:
+    rnn = fastrnn.RNN(I, H, seed=0)
+    state = {**rnn.state_dict(), "bias_ih_l0": torch.ones(H, dtype=getattr(torch, dtype))}
+    refuse(rnn.load_state_dict, TypeError, "bias_ih_l0", "floating", dtype, state_dict=state)
+
+
+def test_a_masked_array_is_no_state() -> None:
+    rnn = fastrnn.RNN(I, H, seed=0)
+    state = {**rnn.state_dict(), "bias_ih_l0": np.ma.masked_array(np.ones(H, F32), np.arange(H) < 2)}
+    refuse(rnn.load_state_dict, TypeError, "bias_ih_l0", "floating", "MaskedArray", state_dict=state)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("one ")])

@@ -377,6 +377,16 @@ def test_state_dict_round_trip_and_independence() -> None:
         assert not np.shares_memory(again.parameters["weight_ih_l0"], layer.parameters["weight_ih_l0"])
 
 
+def test_load_state_dict_swaps_the_directions_of_one_layer() -> None:
+    """Each value is what it was before the call, though it lies in an array that the call writes."""
+    rnn = fastrnn.RNN(3, 5, bidirectional=True, seed=0)
+    before, own = rnn.state_dict(), rnn.parameters
+    other = {name: name[: -len("_reverse")] if name.endswith("_reverse") else f"{name}_reverse" for name in own}
+    rnn.load_state_dict({name: own[other[name]] for name in own})
+    for name in own:
+        assert_same_bits(own[name], before[other[name]], name)
+
+
 def test_load_state_dict_refuses_and_changes_nothing() -> None:
     layer = fastrnn.RNN(5, 7, seed=0)
     good = layer.state_dict()
@@ -445,6 +455,16 @@ def test_frozen_parameters_are_read_only(backend: str) -> None:
     d = data(layer)
     zero_input, _ = layer(np.zeros_like(d["x"]), d["h_0"])
     assert_same_bits(layer(d["x"], d["h_0"])[0] + 0, zero_input + 0, "the new weights count after frozen()")
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_copy_of_a_frozen_layer_is_not_frozen(protocol: int) -> None:
+    rnn = fastrnn.RNN(3, 5, seed=0)
+    with rnn.frozen():
+        copy = pickle.loads(pickle.dumps(rnn, protocol))
+        assert not rnn.parameters["weight_hh_l0"].flags.writeable
+    copy.load_state_dict(rnn.state_dict())
+    copy.parameters["weight_hh_l0"][...] = 0
 
 
 def test_frozen_survives_an_exception_inside() -> None:

@@ -16,6 +16,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"bidirectional": True, "batch_first": True, "alpha": 0.4, "train_alpha": True},
     {"num_layers": 2, "bidirectional": True, "recurrent_dropout": 0.3, "input_dropout": 0.3},
     {"num_layers": 2, "batch_first": True, "alpha": 0.7, "recurrent_dropout": 0.3},
+    {"num_layers": 3, "alpha": 0.6, "train_alpha": True},
 )
 HOW = ("plain", "lengths", "reset", "both")
 T, B, I, H = 261, 5, 3, 9  # of blocks of 52 steps: the first chunk of one step

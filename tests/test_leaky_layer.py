@@ -3,6 +3,7 @@ gradients against complex-step derivatives, training, state_dict and frozen.
 """
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ BAD: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
     "NaN": (float("nan"), ValueError, ("finite", "nan")),
     "infinite": (np.array([1, 1, np.inf, 1, 1], np.float32), ValueError, ("finite", "inf")),
     "too large for float32": (1e300, ValueError, ("finite", "inf")),
+    "an int too large for any float": (-(10**400), ValueError, ("finite", "-inf")),
     "str": ("0.1", TypeError, ("str",)),
     "bool": (True, TypeError, ("bool",)),
     "list": ([0.1] * H, TypeError, ("list",)),
@@ -93,6 +95,14 @@ BAD: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
     "shape": (np.ones(H + 1, np.float32), ValueError, ("(5,)", "(6,)")),
     "(1, H)": (np.ones((1, H), np.float32), ValueError, ("(5,)", "(1, 5)")),
 }
+
+
+def test_gradients_keep_d_alpha() -> None:
+    gradients = fastrnn.RnnGradients(*[np.zeros(1)] * 5).with_alpha(np.ones(3))
+    for other in (copy.copy(gradients), pickle.loads(pickle.dumps(gradients)), gradients._replace(d_x=None)):
+        assert other.d_alpha is not None
+        assert other.d_alpha.all()
+    assert gradients._replace(d_alpha=None).d_alpha is None
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -88,6 +88,13 @@ def test_absurd_sizes_are_a_memory_error(backend: str, what: str) -> None:
             fastrnn.rnn_backward(tape, None, tape, x, None, w_ih, w_hh, backend=backend)
 
 
+@pytest.mark.parametrize("options", [{"zoneout": 0.5}, {"num_layers": 2, "dropout": 0.5}], ids=str)
+def test_absurd_masks_are_a_memory_error(options: dict[str, Any]) -> None:
+    x = np.broadcast_to(np.zeros((1, 1, 2), np.float32), (2**59, 1, 2))
+    with pytest.raises(MemoryError):
+        fastrnn.RNN(2, 8, **options).forward_train(x)
+
+
 def test_absurd_sizes_leave_out_untouched(backend: str) -> None:
     """All memory is taken before the first write: a failing call has changed nothing in `out`."""
     if backend == "numpy":

@@ -61,6 +61,10 @@ class RnnGradients(_FiveGradients):
         self.d_alpha = d_alpha
         return self
 
+    def _replace(self, **changes: Any) -> RnnGradients:
+        d_alpha = changes.pop("d_alpha", self.d_alpha)
+        return super()._replace(**changes).with_alpha(d_alpha)
+
 
 class WeightSums(NamedTuple):
     """Gradients of the weights in the making: several calls of rnn_backward add to them, one for each range of steps,
