@@ -62,7 +62,8 @@ FN void ask_for_next_x(const ForwardStep<T>& a, const TileAt& at) {
 template <class T>
 struct PlainActivation {
   static constexpr bool in_registers = true;
-  static constexpr unsigned most_sums = 8;  // more would wait in memory all the same: tanh has its own registers
+  // tanh by formulas needs so many registers that more sums would wait in memory all the same
+  static constexpr unsigned most_sums = can_look_up<T> ? any_tile : 8;
   const ForwardStep<T>& a;
   bool plain;
 
