@@ -1,5 +1,6 @@
 """fit: reproducible, resumable bit for bit, interruptible; batches lose nothing; files are whole and harmless."""
 
+import functools
 import json
 import os
 import pickle
@@ -64,6 +65,7 @@ def failing_at(call: int) -> Any:
     """The loss, but call number `call` raises."""
     count = 0
 
+    @functools.wraps(softmax_cross_entropy)  # a checkpoint knows a loss by its name
     def loss(*arguments: Any) -> Any:
         nonlocal count
         count += 1
@@ -110,6 +112,141 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     other = SequenceModel(fastrnn.RNN(4, 8), Linear(8, 2), embedding=Embedding(6, 4), pool="last")
     with pytest.raises(ValueError, match="does not fit this model and optimizer"):
         fit(other, task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path))
+
+
+Y = np.arange(90) % 2
+ROWS = np.random.default_rng(7).integers(0, 6, (5, 90))
+FEW = {"epochs": 1, "batch_size": 30}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": Sequences(ROWS, 1 - Y)}, "data '"),
+        ({"data": Sequences(ROWS + (ROWS == 3), Y)}, "data '"),
+        ({"data": Sequences(ROWS, Y, np.r_[4, np.full(89, 5)])}, "data '"),
+        ({"data": Sequences(list(ROWS.T), Y)}, "data '"),
+        ({"optimizer": training.SGD(0.1)}, "optimizer 'SGD(rate=0.1, "),
+        ({"optimizer": Adam(0.1, weight_decay=0.1)}, "optimizer 'Adam(rate=0.1, weight_decay=0.1, "),
+        ({"optimizer": Adam(0.01, (0.5, 0.5))}, "optimizer 'Adam(rate=0.01, weight_decay=0.0, betas=(0.5, 0.5), "),
+        ({"loss": lambda y, t: softmax_cross_entropy(y, t)}, "loss '<lambda>' (got 'softmax_cross_entropy')"),
+        ({"schedule": training.optimizers.warm_up(0.5)}, "schedule '"),
+        ({"validation": task()}, "validation '"),
+        ({"score": training.accuracy}, "score 'accuracy' (got None)"),
+    ],
+)
+def test_a_checkpoint_of_other_data_or_functions_is_refused(tmp_path: Path, change: Any, words: str) -> None:
+    """In both directions, named, before anything changes."""
+    usual = {
+        "data": Sequences(ROWS, Y),
+        "loss": softmax_cross_entropy,
+        "optimizer": Adam(0.01),
+        "schedule": training.optimizers.warm_up(0.1),
+        **FEW,
+    }
+    for number, (first, second) in enumerate([({}, change), (change, {})]):
+        path = tmp_path / str(number)
+        fit(model(), **{**usual, **first}, checkpoint=path)
+        one = model(seed=5)
+        with pytest.raises(ValueError, match="was made with other settings: expected ") as error:
+            fit(one, **{**usual, **second}, checkpoint=path)
+        assert str(error.value).partition("expected ")[2].startswith(words if second else words.split()[0])
+        assert_same(one, model(seed=5))
+
+
+def test_a_checkpoint_from_before_data_were_known_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    fit(model(), task(), softmax_cross_entropy, **FEW, checkpoint=path)
+    arrays, description = training.load_arrays(path, "checkpoint")
+    del description["settings"]["data"]
+    training.save_arrays(path, arrays, description)
+    with pytest.raises(ValueError, match=r"made with other settings: expected data '\w+' \(got 'nothing'\)$"):
+        fit(model(), task(), softmax_cross_entropy, **FEW, checkpoint=path)
+
+
+def test_the_digest_of_data_is_that_of_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the strides, and of a large array in pieces."""
+    x = np.random.default_rng(0).standard_normal((7, 90, 3))
+    want = Sequences(x, Y).digest()
+    assert Sequences(x.swapaxes(0, 2).copy().swapaxes(0, 2), Y).digest() == want
+    monkeypatch.setattr(training.data, "_PIECE", 100)
+    assert Sequences(x, Y).digest() == want
+    x[-1, -1, -1] += 1
+    assert Sequences(x, Y).digest() != want
+    assert Sequences(ROWS, Y.astype(object)).digest() == Sequences(ROWS, (Y + 1).astype(object)).digest()
+    days = [Sequences(ROWS, Y.astype("M8[s]") + k).digest() for k in (0, 1)]
+    assert days[0] != days[1]
+
+
+def test_numpy_scalars_are_settings_too(tmp_path: Path) -> None:
+    """A checkpoint of theirs goes on with Python's numbers; history holds those."""
+    path, small = tmp_path / "state", np.float32(0.5)
+
+    def loss(y: Any, targets: Any) -> Any:
+        found, d_y = softmax_cross_entropy(y, targets)
+        return np.float32(found), d_y
+
+    numpy = {"batch_size": np.int64(20), "seed": np.int64(1), "bucket": np.bool_(True)}
+    numpy |= dict.fromkeys(("clip_norm", "clip_value", "l1", "l2"), small)
+    schedule = lambda progress: np.float32(1) - np.float32(progress)  # noqa: E731
+    python = {name: value.item() for name, value in numpy.items()}
+    more = {"validation": task(), "schedule": schedule, "checkpoint": path}
+    fit(model(), task(), loss, Adam(eps=small), epochs=np.int64(1), **numpy, **more)
+    history = fit(model(), task(), loss, Adam(eps=0.5), epochs=2, **python, **more)
+    assert len(history) == 2
+    assert {type(value) for record in history.records for value in record.values()} == {int, float}
+    steps = {"epochs": 1, "window": np.int64(3), "checkpoint": tmp_path / "steps"}
+    fit(every_step_model(), stepwise(), softmax_cross_entropy, **steps)
+
+
+# ---- Gradients from before
+
+
+def test_gradients_from_before_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward by hand, one broken off before it said which rows it wrote, and a training that ended in NaN: what
+    follows has the bits of a fresh model, and fit leaves no gradients, whatever ends it."""
+    fresh, one, data = model(), model(), task()
+    start = one.state_dict()
+    fit(fresh, data, softmax_cross_entropy, **FEW)
+
+    def assert_fits() -> None:
+        one.load_state_dict(start)
+        fit(one, data, softmax_cross_entropy, **FEW)
+        assert_same(one, fresh)
+
+    one.forward_train(data.batch(np.arange(3)).x[:2])[2](np.ones((3, 2), np.float32))
+    assert_fits()
+    one.grads["embedding.weight"][2] = 1
+    assert_fits()
+    for error, value in ((FloatingPointError, np.nan), (StopError, 0.0)):
+        one.load_state_dict(start)
+        monkeypatch.setattr(Adam, "step", failing_at(1))
+        with pytest.raises(error):
+            fit(one, data, lambda y, t: (value, y * np.nan), **FEW)  # noqa: B023
+        monkeypatch.undo()
+        assert not any(gradient.any() for gradient in one.grads.values())
+        assert_fits()
+
+
+@pytest.mark.parametrize("call", [8, 20])
+def test_a_training_goes_on_in_the_same_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Ctrl-C between backward and the end of a step, then the same call with the same objects."""
+    whole, one, optimizer, path = model(), model(), Adam(0.01), tmp_path / "state"
+    fit(whole, task(), softmax_cross_entropy, Adam(0.01), **settings())
+    original, steps = Adam.step, 0
+
+    def step(*arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == call:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(Adam, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(one, task(), softmax_cross_entropy, optimizer, **settings(checkpoint=path))
+    fit(one, task(), softmax_cross_entropy, optimizer, **settings(checkpoint=path))
+    assert_same(whole, one)
 
 
 ENDLESS = """
@@ -234,6 +371,21 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         fit(model(), task(), lambda y, t: (float("nan"), y), Adam(0.01), epochs=2)
 
 
+def test_a_validation_loss_that_is_not_finite_is_an_error() -> None:
+    x = np.random.default_rng(0).standard_normal((5, 8, 3)).astype(np.float32)
+    one = SequenceModel(fastrnn.RNN(3, 5, seed=0), Linear(5, 2, seed=0), pool="last")
+    broken = Sequences(np.where(np.arange(8)[:, None] == 2, np.float32(np.nan), x), np.arange(8) % 2)
+    with pytest.raises(FloatingPointError, match="loss: expected a finite number, got nan in epoch 1, validation"):
+        fit(one, Sequences(x, np.arange(8) % 2), softmax_cross_entropy, epochs=2, validation=broken)
+
+
+@pytest.mark.parametrize(("scores", "best"), [([np.nan, 0.1, 0.9], 3), ([0.1, np.nan, -0.2], 1), ([-0.5, np.nan], 1)])
+def test_a_score_of_nan_is_the_lowest(scores: list[float], best: int) -> None:
+    found = iter(scores)
+    more = {**FEW, "epochs": len(scores), "validation": task(), "score": lambda y, t: next(found)}
+    assert fit(model(), task(), softmax_cross_entropy, **more).best == best
+
+
 def test_l1_and_l2_are_added_to_the_gradient_of_weights() -> None:
     """One SGD step from a loss of 0: p -= rate (l1 sign p + l2 p), not for biases; also for words that do not occur."""
     one = model()
@@ -310,6 +462,30 @@ def test_batches_lose_no_row(bucket: bool) -> None:
     plan = training.batches(lengths, 8, np.random.default_rng(1), bucket=True)
     padding = sum(int(lengths[rows].max()) * len(rows) for rows in plan) / lengths.sum()
     assert padding < 1.1  # without buckets about 1.8
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_what_lies_beyond_a_length_does_not_matter(tokens: bool) -> None:
+    """x as an array padded with -1 or NaN gives the batches, and the training, of the list of its rows."""
+    r = np.random.default_rng(2)
+    lengths = np.r_[r.integers(1, 9, 39), 9]
+    inside = np.arange(9)[:, None] < lengths
+    if tokens:
+        x, one, two = np.where(inside, r.integers(0, 6, (9, 40)), -1), model(), model()
+    else:
+        x = np.where(inside[..., None], r.standard_normal((9, 40, 3)), np.nan).astype(np.float32)
+        one, two = (SequenceModel(fastrnn.RNN(3, 5, seed=0), Linear(5, 2, seed=0), pool="max") for _ in range(2))
+    before, targets = x.copy(), np.arange(40) % 2
+    padded = Sequences(x, targets, lengths)
+    rows = Sequences([x[:n, i] for i, n in enumerate(lengths)], targets)
+    batch = padded.batch(np.arange(10, 40))
+    assert batch.x.dtype == x.dtype
+    np.testing.assert_array_equal(batch.x, rows.batch(np.arange(10, 40)).x)
+    np.testing.assert_array_equal(x, before)
+    for trained, data in ((one, padded), (two, rows)):
+        fit(trained, data, softmax_cross_entropy, epochs=2, batch_size=8)
+    assert_same(one, two)
+    np.testing.assert_array_equal(training.predict(one, padded), training.predict(one, rows))
 
 
 def test_predictions_come_in_the_order_of_the_data() -> None:

@@ -137,6 +137,40 @@ def test_bad_input_is_named(call: Callable[[], Any], kind: type[Exception], word
     assert str(error.value).startswith(words)
 
 
+# ---- Pooling
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_pools_take_lengths_of_any_strides(kind: str) -> None:
+    H = 10 if kind == "mean+max" else 5
+    model = SequenceModel(fastrnn.RNN(3, 5, seed=0), Linear(H, 2, seed=0), pool=kind)
+    x, lengths = rng(0).standard_normal((6, 4, 3)).astype(np.float32), np.array([3, 0, 6, 1])
+    misaligned = np.empty(4 * 8 + 1, np.uint8)[1:].view(np.int64)
+    misaligned[...] = lengths
+    for given in (np.repeat(lengths, 2)[::2], lengths[::-1].copy()[::-1], misaligned, lengths.astype(np.int32)):
+        np.testing.assert_array_equal(model(x, given), model(x, lengths))
+        np.testing.assert_array_equal(model.forward_train(x, given)[0], model(x, lengths))
+    np.testing.assert_array_equal(model(x, np.broadcast_to(np.int64(4), 4)), model(x, np.full(4, 4)))
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_row_without_steps_pools_to_what_it_began_with_or_0(kind: str, directions: int) -> None:
+    """ "last" gives the state of the top layer, and its gradient to h_0; the others, and it without h_0, 0."""
+    rnn = fastrnn.RNN(3, 5, 2, bidirectional=directions == 2, seed=0)
+    x, lengths = rng(0).standard_normal((4, 2, 3)).astype(np.float32), np.array([4, 0])
+    h_0 = rng(1).standard_normal((2 * directions, 2, 5)).astype(np.float32)
+    for start in (None, h_0):
+        output, h_n, backward_rnn = rnn.forward_train(x, start, lengths)
+        pooled, backward = pool(kind, output, h_n, lengths, directions)
+        kept = kind == "last" and start is not None
+        want = h_0[-directions:, 1].reshape(-1) if kept else np.zeros(pooled.shape[1])
+        np.testing.assert_array_equal(pooled[1], want)
+        d_x, d_h_0 = backward_rnn(*backward(np.ones_like(pooled)))
+        assert not d_x[:, 1].any()
+        assert (d_h_0[-directions:, 1] == (kind == "last")).all()
+
+
 # ---- The whole model
 
 
@@ -401,6 +435,55 @@ def test_optimizers_refuse_another_ones_state() -> None:
         optimizer.step({"a": np.ones(2)}, {"a": np.ones(2, np.float32)})
 
 
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    """The steps are counted, the slots are this optimizer's, the arrays of their parameters' shapes and dtypes."""
+    optimizer, p, g = (
+        training.Adam(0.1),
+        {"a": np.ones((3, 3)), "b": np.ones(2)},
+        {"a": np.ones((3, 3)), "b": np.ones(2)},
+    )
+    optimizer.step(p, g)
+    good, gradient_descent = optimizer.state_dict(), training.SGD(0.1)
+    gradient_descent.step(p, g)
+    gradient_descent.step(p, g)
+    for bad, words in (
+        (gradient_descent.state_dict(), "state_dict: expected ['mean', 'square'] for each parameter, got none after 2"),
+        ({name: array for name, array in good.items() if name != "steps"}, "state_dict: expected 'steps', a number"),
+        ({**good, "steps": np.array(-1)}, "state_dict: expected 'steps', a number of steps, got array(-1)"),
+        ({**good, "steps": np.array([1, 2])}, "state_dict: expected 'steps', a number of steps, got array([1, 2])"),
+        ({**good, "a/mean": np.ones(9), "steps": 1.5}, "state_dict: expected 'steps', a number of steps, got 1.5"),
+        ({**good, "c/velocity": np.ones(9)}, "state_dict: expected ['mean', 'square'] for c, got ['velocity']"),
+    ):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            optimizer.load_state_dict(bad)
+        assert str(error.value).startswith(words)
+        for name, array in optimizer.state_dict().items():
+            np.testing.assert_array_equal(array, good[name])
+    before = {name: array.copy() for name, array in p.items()}
+    for slot, wrong, got in (("mean", np.ones(9), "float64 (9,)"), ("square", np.ones((3, 3), "f"), "float32 (3, 3)")):
+        optimizer.load_state_dict({**good, f"a/{slot}": wrong})
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            optimizer.step({"b": p["b"], "a": p["a"]}, g)
+        assert str(error.value) == f"state['a']['{slot}']: expected float64 (3, 3), got {got}"
+        assert optimizer.steps == 1
+        for name, array in p.items():
+            np.testing.assert_array_equal(array, before[name])
+    training.Adam().load_state_dict(training.Adam().state_dict())
+    training.SGD(0.1).load_state_dict(gradient_descent.state_dict())
+
+
+def test_the_norm_of_huge_gradients_is_finite() -> None:
+    """Where the sum of squares overflows the norm is still right, and clips; of what is not finite it is not."""
+    for dtype, size in (("float32", 1e20), ("float64", 1e200)):
+        grads = {"a": np.full(4, size, dtype), "b": np.zeros((0, 3), dtype), "c": np.array([-1.0], dtype)}
+        assert training.clip_by_global_norm(grads, 1.0) == pytest.approx(2 * size, rel=1e-6)
+        np.testing.assert_allclose(grads["a"], 0.5, rtol=1e-6)
+        for bad in (np.nan, np.inf):
+            grads = {"a": np.array([bad], dtype), "b": np.array([size], dtype)}
+            assert not np.isfinite(training.clip_by_global_norm(grads, 1.0))
+            assert grads["b"][0] == grads["b"].dtype.type(size)
+
+
 def test_clipping_equals_torch() -> None:
     torch = pytest.importorskip("torch")
     for limit in (0.5, 1e6):
@@ -455,3 +538,26 @@ def test_initial_values(H: int) -> None:
                 assert not array.any()
             elif scheme == "uniform":
                 assert 0 < np.abs(array).max() <= H**-0.5
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "glorot", "orthogonal", "identity"])
+@pytest.mark.parametrize("kind", [fastrnn.RNN, fastrnn.RNNCell])
+def test_initial_values_leave_alpha(scheme: str, kind: Any) -> None:
+    """The others are those of a layer whose units do not leak."""
+    alpha = np.linspace(0.1, 1, 6).astype(np.float32)
+    leaky, plain = kind(4, 6, alpha=alpha, train_alpha=True), kind(4, 6)
+    for one in (leaky, plain):
+        training.initialize(one, scheme, seed=1)
+    np.testing.assert_array_equal(leaky.parameters["alpha"], alpha)
+    for name, array in plain.parameters.items():
+        np.testing.assert_array_equal(leaky.parameters[name], array)
+
+
+def test_initial_values_that_cannot_be_written_change_nothing() -> None:
+    rnn = fastrnn.RNN(4, 6, seed=0)
+    before = rnn.state_dict()
+    rnn.parameters["bias_hh_l0"].flags.writeable = False
+    with pytest.raises(ValueError, match="bias_hh_l0: expected a writable parameter, got a read-only one"):
+        training.initialize(rnn, "orthogonal", seed=1)
+    for name, array in rnn.parameters.items():
+        np.testing.assert_array_equal(array, before[name])

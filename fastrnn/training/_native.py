@@ -41,7 +41,7 @@ def max_over_time(x: Array, lengths: Array) -> tuple[Array, Array]:
     module, (T, B, P) = native() if gpu(x) is None else None, x.shape
     if module is not None:
         top, at = np.empty((B, P), x.dtype), np.empty((B, P), np.int64)
-        module.max_over_time(top, at, np.ascontiguousarray(x), lengths, get_num_threads())
+        module.max_over_time(top, at, np.ascontiguousarray(x), np.ascontiguousarray(lengths), get_num_threads())
         return top, at
     xp = module_of(x)
     if T == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +13,7 @@ from .._backends.options import Array
 from .._device import check_kind
 
 _POOL = 50  # batches whose rows are sorted by length together
+_PIECE = 1 << 24  # bytes hashed at a time: of a strided array or a file, more is never copied
 
 
 class Batch(NamedTuple):
@@ -41,7 +43,7 @@ class Sequences:
     Arguments:
         x: (T, N, I) floats or (T, N) int tokens; or a list of N arrays (T_n, I) or (T_n) of differing lengths.
         targets: (N, ...), one for each sequence; with every_step (T, N, ...) or a list of N arrays (T_n, ...).
-        lengths: (N), for an array x whose rows end early.
+        lengths: (N), for an array x whose rows end early. What x holds beyond does not matter: batches have 0 there.
         every_step: there is a target at every step.
 
     A list is kept as it is; batches are padded to their own longest row. Data stays on the host: fit moves each batch
@@ -99,16 +101,29 @@ class Sequences:
         T = int(lengths.max(initial=0))
         ragged = bool((lengths < T).any())
         x = _gather(self.x, rows, T, ragged)
+        mask = np.arange(T)[:, None] < lengths if ragged else None
+        if mask is not None and isinstance(self.x, np.ndarray):
+            x = np.where(mask if x.ndim == 2 else mask[..., None], x, x.dtype.type(0))
         if self.every_step:
-            targets = _gather(self.targets, rows, T, ragged)
-            mask = np.arange(T)[:, None] < lengths if ragged else None
-        else:
-            targets, mask = cast(Array, self.targets)[rows], None
-        return Batch(x, lengths if ragged else None, targets, mask)
+            return Batch(x, lengths if ragged else None, _gather(self.targets, rows, T, ragged), mask)
+        return Batch(x, lengths if ragged else None, cast(Array, self.targets)[rows], None)
+
+    def digest(self) -> str:
+        """A hash of x, targets and lengths: the same for the same data in every process. Of arrays of objects it knows
+        the shape alone."""
+        found = hashlib.blake2b(str(self.every_step).encode(), digest_size=16)
+        for values in (self.x, self.targets, self.lengths):
+            for array in [values] if isinstance(values, np.ndarray) else values:
+                found.update(f"{array.dtype.str} {array.shape}".encode())
+                if array.dtype.hasobject:
+                    continue
+                for part in [array] if array.nbytes <= _PIECE else np.array_split(array, array.nbytes // _PIECE + 1):
+                    found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+        return found.hexdigest()
 
 
 def _gather(values: Array | list[Array], rows: Array, T: int, ragged: bool) -> Array:
-    """(T, B, ...) of these rows, 0 beyond the length of each."""
+    """(T, B, ...) of these rows; beyond the length of each what an array holds there, of a list 0."""
     if isinstance(values, np.ndarray):
         return values[:T, rows]
     first = values[int(rows[0])]

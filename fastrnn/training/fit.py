@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -74,7 +75,8 @@ def fit(
         optimizer: Adam() by default.
         validation: after every epoch its loss is computed; at the end the model gets the parameters of the best epoch.
         score: score(y, targets) on validation, e.g. accuracy: the best epoch is the one of the highest score then,
-            and among equals, or without it, that of the lowest validation loss. It, and loss there, get NumPy arrays.
+            and among equals, or without it, that of the lowest validation loss; NaN is below all other scores. It, and
+            loss there, get NumPy arrays.
         patience: epochs without a better one after which training stops.
         schedule: what multiplies the rate, by the share of the training that is done: cosine, warm_up(0.1, linear) ...
         clip_norm, clip_value: limits on the gradients (the norm first, then each element).
@@ -84,35 +86,45 @@ def fit(
         bucket: rows of like length share a batch.
         seed: of the order of the batches and of dropout: the same seed gives the same bits on the same machine.
         checkpoint: a path. After every epoch the state of the training is written there, whole or not at all, and a
-            call that finds it goes on from there: the same bits as without the interruption. Needs safetensors.
+            call that finds it goes on from there: the same bits as without the interruption. Needs safetensors. epochs,
+            threshold and patience may be others then, and nothing else: the file knows data and validation by a hash,
+            the optimizer by its repr, the schedule by its values, loss and score by their names. One without these, of
+            an earlier version, is refused.
         progress: shows a bar on standard error. Needs rich.
 
-    NumPy's BLAS works on one thread meanwhile, where threadpoolctl (of the extra "cli") is installed.
+    Gradients that the model has are dropped, and are 0 at the end, whatever ends it. NumPy's BLAS works on one thread
+    meanwhile, where threadpoolctl (of the extra "cli") is installed.
 
-    Raises FloatingPointError when a loss is not finite, ValueError for a checkpoint of other settings; Ctrl-C leaves
-    the last checkpoint whole.
+    Raises FloatingPointError when a loss, that of validation too, is not finite, ValueError for a checkpoint of other
+    settings or data; Ctrl-C leaves the last checkpoint whole.
     """
     optimizer = Adam() if optimizer is None else optimizer
-    _validate.integer("epochs", epochs, at_least=1)
-    _validate.integer("batch_size", batch_size, at_least=1)
+    epochs = _validate.integer("epochs", epochs, at_least=1)
+    batch_size = _validate.integer("batch_size", batch_size, at_least=1)
+    seed = _validate.integer("seed", seed, at_least=0)
+    clip_norm, clip_value = (None if limit is None else float(limit) for limit in (clip_norm, clip_value))
+    l1, l2 = float(l1), float(l2)
     if patience is not None and validation is None:
         raise ValueError("patience: expected None without validation, got a number")
     if window is not None:
-        _validate.integer("window", window, at_least=1)
+        window = _validate.integer("window", window, at_least=1)
         if not data.every_step or model.rnn.bidirectional:
             raise ValueError("window: expected None without targets at every step, and for two directions")
     if data.every_step != (model.pool is None):
         raise ValueError(
             f"data: expected every_step={model.pool is None} for pool={model.pool!r}, got {data.every_step}"
         )
-    settings = {
-        "optimizer": type(optimizer).__name__, "batch_size": batch_size, "clip_norm": clip_norm, "bucket": bucket,
-        "clip_value": clip_value, "l1": l1, "l2": l2, "window": window, "seed": seed, "sequences": len(data),
-    }  # fmt: skip
-    history, best = History(), None
-    if checkpoint is not None and Path(checkpoint).exists():
-        history, best = _resume(checkpoint, model, optimizer, settings)
-    with one_blas_thread(), progress_bar(progress, epochs) as bar:
+    history, best, settings = History(), None, {}
+    if checkpoint is not None:
+        settings = {
+            "optimizer": repr(optimizer), "batch_size": batch_size, "clip_norm": clip_norm, "bucket": bool(bucket),
+            "clip_value": clip_value, "l1": l1, "l2": l2, "window": window, "seed": seed, "sequences": len(data),
+            "data": data.digest(), "validation": None if validation is None else validation.digest(),
+            "loss": _name(loss), "score": None if score is None else _name(score), "schedule": _values_of(schedule),
+        }  # fmt: skip
+        if Path(checkpoint).exists():
+            history, best = _resume(checkpoint, model, optimizer, settings)
+    with one_blas_thread(), progress_bar(progress, epochs) as bar, _without_gradients(model):
         for epoch in range(len(history) + 1, epochs + 1):
             if _finished(history, threshold, patience):
                 break
@@ -125,11 +137,7 @@ def fit(
                 state = None
                 for piece in _moved(data.batch(rows), model._home).windows(window, data.every_step):
                     found, state = _step(model, piece, loss, state)
-                    if not np.isfinite(found):
-                        raise FloatingPointError(
-                            f"loss: expected a finite number, got {found} in epoch {epoch}, step {number + 1}; "
-                            "a lower rate or clip_norm may help"
-                        )
+                    found = _finite(found, f"epoch {epoch}, step {number + 1}")
                     _regularize(model, l1, l2)
                     if clip_norm is not None:
                         clip_by_global_norm(model.grads, clip_norm)
@@ -139,11 +147,11 @@ def fit(
                     _zero(model, bool(l1 or l2))
                     losses, steps = losses + found, steps + 1
                 bar.advance(losses / steps)
-            record = {"epoch": epoch, "loss": losses / steps, "rate": optimizer.rate * factor}
+            record = {"epoch": epoch, "loss": losses / steps, "rate": float(optimizer.rate * factor)}
             record["seconds"] = time.perf_counter() - start
             if validation is not None:
                 y, targets = _outputs(model, validation, batch_size)
-                record["validation_loss"] = loss(y, targets)[0]
+                record["validation_loss"] = _finite(loss(y, targets)[0], f"epoch {epoch}, validation")
                 if score is not None:
                     record["score"] = float(score(y, targets))
             history.records.append(record)
@@ -219,6 +227,16 @@ def _step(model: SequenceModel, batch: Batch, loss: Loss, h_0: Array | None) -> 
     return found, h_n
 
 
+def _finite(found: Any, where: str) -> float:
+    """The loss as Python's number."""
+    number = float(found)
+    if not np.isfinite(number):
+        raise FloatingPointError(
+            f"loss: expected a finite number, got {number} in {where}; a lower rate or clip_norm may help"
+        )
+    return number
+
+
 def _regularize(model: SequenceModel, l1: float, l2: float) -> None:
     if not (l1 or l2):
         return
@@ -235,10 +253,24 @@ def _zero(model: SequenceModel, all_rows: bool) -> None:
             gradient[...] = 0
 
 
+@contextmanager
+def _without_gradients(model: SequenceModel) -> Iterator[None]:
+    """Before and after it all gradients are 0, those too that an interrupted backward wrote and did not report."""
+    _zero(model, True)
+    try:
+        yield
+    finally:
+        _zero(model, True)
+
+
 def _best(history: History) -> int:
     """The epoch of the highest score, and among equals, or without scores, of the lowest validation loss."""
-    best = min(history.records, key=lambda record: (-record.get("score", 0.0), record["validation_loss"]))
-    return int(best["epoch"])
+
+    def rank(record: dict[str, Any]) -> tuple[float, float]:
+        score = record.get("score", 0.0)
+        return np.inf if np.isnan(score) else -score, record["validation_loss"]
+
+    return int(min(history.records, key=rank)["epoch"])
 
 
 def _finished(history: History, threshold: float | None, patience: int | None) -> bool:
@@ -247,6 +279,16 @@ def _finished(history: History, threshold: float | None, patience: int | None) -
     if threshold is not None and history.records[-1]["loss"] <= threshold:
         return True
     return patience is not None and history.best is not None and len(history) - history.best >= patience
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _values_of(schedule: Schedule) -> str:
+    """A hash of the schedule's values at 1000 points, of 6 digits: other machines may round the last bits otherwise."""
+    values = ",".join(f"{float(schedule(k / 1000)):.6g}" for k in range(1000))
+    return hashlib.blake2b(values.encode(), digest_size=16).hexdigest()
 
 
 def _write(
@@ -271,8 +313,9 @@ def _resume(
     arrays, description = load_arrays(path, _KIND)
     found = description.get("settings")
     if found != settings:
-        wrong = {k: (v, (found or {}).get(k)) for k, v in settings.items() if (found or {}).get(k) != v}
-        words = ", ".join(f"{key} {want!r} (got {got!r})" for key, (want, got) in wrong.items())
+        found = found if isinstance(found, dict) else {}
+        both = [(key, settings.get(key, "nothing"), found.get(key, "nothing")) for key in {**settings, **found}]
+        words = ", ".join(f"{key} {want!r} (got {got!r})" for key, want, got in both if want != got)
         raise ValueError(f"checkpoint: {path} was made with other settings: expected {words}")
     parts: dict[str, dict[str, Array]] = {"model": {}, "optimizer": {}, "best": {}}
     for name, array in arrays.items():

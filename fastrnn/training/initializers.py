@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._backends.options import Array
-from .._device import moved, placed
-from .._validate import gpu
+from .._device import placed
 from ..layer import RNN, RNNCell
 
 SCHEMES = ("uniform", "glorot", "orthogonal", "identity")
@@ -38,22 +37,27 @@ def initialize(rnn: RNN | RNNCell, scheme: str, *, gain: float = 1.0, seed: Any 
     scheme: "uniform": all in +-1 / sqrt(H), as torch and the constructor have it; "glorot": both matrices, biases 0;
     "orthogonal": weight_hh orthogonal, weight_ih Glorot, biases 0; "identity": weight_hh the identity, weight_ih normal
     with standard deviation 0.001, biases 0, for relu (Le, Jaitly and Hinton 2015). gain multiplies weight_hh.
-    Raises ValueError for another scheme and for read-only parameters.
+    alpha, where it is a parameter, keeps its values. Raises ValueError for another scheme and for read-only parameters;
+    nothing has been changed then.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme: expected one of {', '.join(map(repr, SCHEMES))}, got {scheme!r}")
     rng = np.random.default_rng(seed)
+    values = {}
     for name, array in rnn.parameters.items():
-        array[...] = moved(_drawn(name, array.shape, scheme, rng, rnn.hidden_size), gpu(array))
+        if name == "alpha":
+            continue
+        values[name] = _drawn(name, array.shape, scheme, rng, rnn.hidden_size).astype(rnn.dtype)
         if name.startswith("weight_hh"):
-            array *= gain
+            values[name] *= gain
+    rnn.load_state_dict(values, strict=False)
 
 
-def _drawn(name: str, shape: tuple[int, ...], scheme: str, rng: np.random.Generator, H: int) -> Any:
+def _drawn(name: str, shape: tuple[int, ...], scheme: str, rng: np.random.Generator, H: int) -> Array:
     if scheme == "uniform":
         return uniform(shape, H**-0.5, rng)
     if name.startswith("bias"):
-        return 0
+        return np.zeros(shape)
     rows, columns = shape
     if scheme == "glorot" or (scheme == "orthogonal" and name.startswith("weight_ih")):
         return glorot((rows, columns), rng)

@@ -219,9 +219,10 @@ def pool(
 ) -> tuple[Array, Callable[[Array], tuple[Array | None, Array | None]]]:
     """(B, P) of output (T, B, D * H) and h_n (L * D, B, H), and backward(d_pooled) -> d_output, d_h_n.
 
-    "last": the state of the top layer after each row's own last step, both directions side by side, P = D * H; "mean"
-    and "max": over each row's own steps, P = D * H; "mean+max": both, P = 2 * D * H. Where several steps hold the
-    maximum, the first takes the gradient. A row without steps pools to 0. Unknown kind: ValueError.
+    "last": the state of the top layer after each row's own last step, both directions side by side, P = D * H; of a row
+    without steps that is its initial state, 0 where no h_0 was given. "mean" and "max": over each row's own steps,
+    P = D * H, 0 for a row without steps; "mean+max": both, P = 2 * D * H. Where several steps hold the maximum, the
+    first takes the gradient. Unknown kind: ValueError.
 
     All arrays are NumPy's or CuPy's on one device, else TypeError; lengths (B) may be NumPy's in any case.
     """

@@ -7,7 +7,7 @@ load_state_dict save and restore it. Arrays are NumPy's or CuPy's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,15 +33,22 @@ class Optimizer:
         self.state: dict[str, dict[str, Array]] = {}  # parameter -> slot -> array
         self._loaded: set[str] = set()  # parameters whose state may lie on another device
 
+    def __repr__(self) -> str:
+        """The class and its numbers; by this fit tells whether a checkpoint's optimizer was another."""
+        hidden = ("steps", "state", "slots")
+        shown = [f"{key}={value!r}" for key, value in vars(self).items() if key not in hidden and key[0] != "_"]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def step(self, parameters: Mapping[str, Array], grads: Mapping[str, Array], factor: float = 1.0) -> None:
         """One step at the rate `rate * factor`, of parameters on one device. Raises KeyError where a gradient is
-        missing, ValueError for a shape or dtype, TypeError for a gradient that is not beside its parameter."""
+        missing, ValueError for a shape or dtype, also of its state, TypeError for a gradient that is not
+        beside its parameter; nothing has been changed then."""
         for name, p in parameters.items():
             if type(p) is not np.ndarray or type(grads[name]) is not np.ndarray:
                 check_kind(f"grads[{name!r}]", grads[name], gpu(p))
-            if grads[name].shape != p.shape or grads[name].dtype != p.dtype:
-                raise ValueError(f"grads[{name!r}]: expected {p.dtype} {p.shape}, got {grads[name].dtype} "
-                                 f"{grads[name].shape}")  # fmt: skip
+            _like(f"grads[{name!r}]", grads[name], p)
+            for slot, array in self.state.get(name, {}).items():
+                _like(f"state[{name!r}][{slot!r}]", array, p)
         self.steps += 1
         with beside(_home(parameters)):
             for name, p in parameters.items():
@@ -68,7 +75,11 @@ class Optimizer:
         return {"steps": np.asarray(self.steps, np.int64), **arrays}
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Takes what state_dict gave, on any device; raises ValueError where that is another optimizer's."""
+        """Takes what state_dict gave, on any device. Raises ValueError where that is another optimizer's, as its arrays
+        tell, or has no count of steps; nothing has been changed then. The next step checks shapes and dtypes."""
+        steps = np.asarray(moved(state_dict.get("steps"), None))
+        if steps.shape != () or steps.dtype.kind not in "iu" or steps < 0:
+            raise ValueError(f"state_dict: expected 'steps', a number of steps, got {state_dict.get('steps')!r}")
         state: dict[str, dict[str, Array]] = {}
         for key, array in state_dict.items():
             if key != "steps":
@@ -77,8 +88,12 @@ class Optimizer:
         for name, found in state.items():
             if sorted(found) != sorted(self.slots):
                 raise ValueError(f"state_dict: expected {sorted(self.slots)} for {name}, got {sorted(found)}")
+        if self.slots and steps and not state:
+            raise ValueError(
+                f"state_dict: expected {sorted(self.slots)} for each parameter, got none after {steps} steps"
+            )
         self.state = {name: {slot: found[slot] for slot in self.slots} for name, found in state.items()}
-        self._loaded, self.steps = set(self.state), int(state_dict["steps"])
+        self._loaded, self.steps = set(self.state), int(steps)
 
 
 class SGD(Optimizer):
@@ -88,7 +103,7 @@ class SGD(Optimizer):
         self, rate: float = 0.01, momentum: float = 0.0, *, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
         super().__init__(rate, weight_decay)
-        self.momentum, self.nesterov = _fraction("momentum", momentum), nesterov
+        self.momentum, self.nesterov = _fraction("momentum", momentum), bool(nesterov)
         if nesterov and not momentum:
             raise ValueError("nesterov: expected a momentum above 0, got 0")
         self.slots = ("velocity",) if momentum else ()
@@ -116,7 +131,7 @@ class RMSprop(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(rate, weight_decay)
-        self.alpha, self.eps, self.momentum = _fraction("alpha", alpha), eps, _fraction("momentum", momentum)
+        self.alpha, self.eps, self.momentum = _fraction("alpha", alpha), float(eps), _fraction("momentum", momentum)
         self.slots = ("square", "velocity") if momentum else ("square",)
 
     def _update(self, rate: float, p: Array, grad: Array, *state: Array) -> None:
@@ -153,7 +168,7 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(rate, self.usual_decay if weight_decay is None else weight_decay)
         self.betas = _fraction("betas", betas[0]), _fraction("betas", betas[1])
-        self.eps = eps
+        self.eps = float(eps)
 
     def _whole(self, rate: float, *arrays: Array) -> None:
         p, grad, mean, square = arrays
@@ -207,9 +222,20 @@ def _chunks(*arrays: Array) -> Iterator[list[Array]]:
 
 
 def global_norm(grads: Mapping[str, Array]) -> float:
-    """The Euclidean norm of all gradients together, summed in blocks as NumPy's dot does. A GPU is waited for once."""
+    """The Euclidean norm of all gradients together, summed in blocks as NumPy's dot does. A GPU is waited for once.
+
+    Where the squares overflow, it is computed again from the gradients divided by their largest element.
+    """
     with beside(_home(grads)):
-        return float(np.sqrt(sum(numbers(*[module_of(g).vdot(g, g) for g in grads.values()]))))
+        norm = _norm(grads.values())
+        if np.isfinite(norm):
+            return norm
+        largest = max(numbers(*[np.abs(g).max() for g in grads.values() if g.size]))
+        return largest * _norm(g / g.dtype.type(largest) for g in grads.values()) if np.isfinite(largest) else norm
+
+
+def _norm(grads: Iterable[Array]) -> float:
+    return float(np.sqrt(sum(numbers(*[module_of(g).vdot(g, g) for g in grads]))))
 
 
 def clip_by_global_norm(grads: Mapping[str, Array], limit: float) -> float:
@@ -231,6 +257,11 @@ def clip_by_value(grads: Mapping[str, Array], limit: float) -> None:
     with beside(_home(grads)):
         for gradient in grads.values():
             gradient.clip(-limit, limit, out=gradient)
+
+
+def _like(name: str, array: Array, p: Array) -> None:
+    if array.shape != p.shape or array.dtype != p.dtype:
+        raise ValueError(f"{name}: expected {p.dtype} {p.shape}, got {array.dtype} {array.shape}")
 
 
 def _home(arrays: Mapping[str, Array]) -> Any:
