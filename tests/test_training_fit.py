@@ -109,7 +109,8 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     fit(model(), task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path, epochs=1))
     with pytest.raises(ValueError, match=r"made with other settings: expected batch_size 8 \(got 16\)"):
         fit(model(), task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path, batch_size=8))
-    other = SequenceModel(fastrnn.RNN(4, 8), Linear(8, 2), embedding=Embedding(6, 4), pool="last")
+    rnn = fastrnn.RNN(4, 7, 2, dropout=0.2, bidirectional=True)
+    other = SequenceModel(rnn, Linear(28, 2), embedding=Embedding(6, 4), pool="mean+max", dropout=0.3)
     with pytest.raises(ValueError, match="does not fit this model and optimizer"):
         fit(other, task(), softmax_cross_entropy, Adam(0.01), **settings(checkpoint=path))
 
@@ -152,6 +153,21 @@ def test_a_checkpoint_of_other_data_or_functions_is_refused(tmp_path: Path, chan
             fit(one, **{**usual, **second}, checkpoint=path)
         assert str(error.value).partition("expected ")[2].startswith(words if second else words.split()[0])
         assert_same(one, model(seed=5))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"pool": "mean"}, "pool 'mean'"), ({"zoneout": 0.5}, "rnn.zoneout 0.5")]
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, change: Any, words: str) -> None:
+    """Also where it has the same parameters."""
+
+    def made(pool: Any = "max", **options: Any) -> SequenceModel:
+        return SequenceModel(fastrnn.RNN(4, 8, **options), Linear(8, 2), embedding=Embedding(6, 4), pool=pool)
+
+    path = tmp_path / "state"
+    fit(made(), Sequences(ROWS, Y), softmax_cross_entropy, **FEW, checkpoint=path)
+    with pytest.raises(ValueError, match=f"made with other settings: expected {words} "):
+        fit(made(**change), Sequences(ROWS, Y), softmax_cross_entropy, **FEW, checkpoint=path)
 
 
 def test_a_checkpoint_from_before_data_were_known_is_refused(tmp_path: Path) -> None:

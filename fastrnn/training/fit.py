@@ -88,8 +88,8 @@ def fit(
         checkpoint: a path. After every epoch the state of the training is written there, whole or not at all, and a
             call that finds it goes on from there: the same bits as without the interruption. Needs safetensors. epochs,
             threshold and patience may be others then, and nothing else: the file knows data and validation by a hash,
-            the optimizer by its repr, the schedule by its values, loss and score by their names. One without these, of
-            an earlier version, is refused.
+            the optimizer by its repr, the schedule by its values, loss and score by their names, of the model also
+            pool, nonlinearity and rates of dropout. One without these, of an earlier version, is refused.
         progress: shows a bar on standard error. Needs rich.
 
     Gradients that the model has are dropped, and are 0 at the end, whatever ends it. NumPy's BLAS works on one thread
@@ -121,6 +121,7 @@ def fit(
             "clip_value": clip_value, "l1": l1, "l2": l2, "window": window, "seed": seed, "sequences": len(data),
             "data": data.digest(), "validation": None if validation is None else validation.digest(),
             "loss": _name(loss), "score": None if score is None else _name(score), "schedule": _values_of(schedule),
+            **_ways_of(model),
         }  # fmt: skip
         if Path(checkpoint).exists():
             history, best = _resume(checkpoint, model, optimizer, settings)
@@ -279,6 +280,15 @@ def _finished(history: History, threshold: float | None, patience: int | None) -
     if threshold is not None and history.records[-1]["loss"] <= threshold:
         return True
     return patience is not None and history.best is not None and len(history) - history.best >= patience
+
+
+def _ways_of(model: SequenceModel) -> dict[str, Any]:
+    """What it does besides its arrays."""
+    rnn = model.rnn
+    ways: dict[str, Any] = {"pool": model.pool, "dropout": model.dropout, "token_dropout": model.token_dropout}
+    for name in ("nonlinearity", "dropout", "recurrent_dropout", "input_dropout", "zoneout"):
+        ways[f"rnn.{name}"] = getattr(rnn, name)
+    return ways
 
 
 def _name(function: Any) -> str:
