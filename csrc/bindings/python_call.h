@@ -6,12 +6,14 @@
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <stdexcept>
 #include <thread>
 
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
 #endif
 
+#include "cpu/float_environment.h"
 #include "cpu/passes.h"
 #include "rnn.h"
 
@@ -22,18 +24,21 @@ namespace py = pybind11;
 // Ends a call early when Python has a signal to handle. Only Python's main thread handles signals.
 class PythonSignals {
 public:
-  PythonSignals() : control_(PyThread_get_thread_ident() == main_thread ? &PythonSignals::check : nullptr, nullptr) {}
+  PythonSignals() : control_(PyThread_get_thread_ident() == main_thread ? &PythonSignals::check : nullptr, this) {}
+  PythonSignals(const PythonSignals&) = delete;
   CallControl& control() { return control_; }
   static void remember_main_thread() {  // which need not be this one
     main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
   }
 
 private:
-  static bool check(void*) {
+  static bool check(void* self) {
     py::gil_scoped_acquire gil;
+    const FloatEnvironment environment(static_cast<PythonSignals*>(self)->callers_);  // handlers are the caller's code
     return PyErr_CheckSignals() != 0;
   }
   inline static std::atomic<unsigned long> main_thread{0};  // written at import and in the child of a fork
+  const FloatState callers_ = float_state();
   CallControl control_;
 };
 
@@ -78,6 +83,10 @@ void call(double flops, Run run) {
   }
   if (PyErr_Occurred()) {
     throw py::error_already_set();
+  }
+  if (signals.control().lost()) {
+    throw std::runtime_error(
+        "this process was forked by a signal handler in the middle of the call, whose threads it does not have");
   }
 }
 

@@ -19,42 +19,54 @@ namespace fastrnn {
 
 enum class Subnormals { zero, kept };
 
+#if defined(__x86_64__) || defined(_M_X64)
+using FloatState = unsigned;
+inline FloatState float_state() { return _mm_getcsr(); }
+inline void set_float_state(FloatState state) { _mm_setcsr(state); }
+inline FloatState our_float_state(Subnormals subnormals) {
+  constexpr unsigned usual = 0x1f80, flush_results = 0x8000, flush_operands = 0x40;
+  const bool zero = subnormals == Subnormals::zero && !fault(Fault::subnormals_kept);
+  return zero ? usual | flush_results | flush_operands : usual;
+}
+#elif defined(__aarch64__) && defined(__GNUC__)
+using FloatState = std::uint64_t;
+inline FloatState float_state() {
+  FloatState state;
+  __asm__ __volatile__("mrs %0, fpcr" : "=r"(state));
+  return state;
+}
+inline void set_float_state(FloatState state) { __asm__ __volatile__("msr fpcr, %0" : : "r"(state)); }
+inline FloatState our_float_state(Subnormals subnormals) {
+  return subnormals == Subnormals::zero ? FloatState{1} << 24 : FloatState{0};
+}
+#else
+using FloatState = std::fenv_t;
+inline FloatState float_state() {
+  FloatState state;
+  std::fegetenv(&state);
+  return state;
+}
+inline void set_float_state(const FloatState& state) { std::fesetenv(&state); }
+inline FloatState our_float_state(Subnormals) {
+  const FloatState before = float_state();
+  std::fesetenv(FE_DFL_ENV);
+  const FloatState usual = float_state();
+  set_float_state(before);
+  return usual;
+}
+#endif
+
 class FloatEnvironment {
 public:
   FloatEnvironment(const FloatEnvironment&) = delete;
   FloatEnvironment& operator=(const FloatEnvironment&) = delete;
-#if defined(__x86_64__) || defined(_M_X64)
-  explicit FloatEnvironment(Subnormals subnormals) : old_(_mm_getcsr()) {
-    constexpr unsigned usual = 0x1f80, flush_results = 0x8000, flush_operands = 0x40;
-    const bool zero = subnormals == Subnormals::zero && !fault(Fault::subnormals_kept);
-    if (!fault(Fault::float_environment_of_the_caller))
-      _mm_setcsr(zero ? usual | flush_results | flush_operands : usual);
-  }
-  ~FloatEnvironment() { _mm_setcsr(old_); }
+  explicit FloatEnvironment(const FloatState& state) : old_(float_state()) { set_float_state(state); }
+  explicit FloatEnvironment(Subnormals subnormals)
+      : FloatEnvironment(fault(Fault::float_environment_of_the_caller) ? float_state() : our_float_state(subnormals)) {}
+  ~FloatEnvironment() { set_float_state(old_); }
 
 private:
-  unsigned old_;
-#elif defined(__aarch64__) && defined(__GNUC__)
-  explicit FloatEnvironment(Subnormals subnormals) {
-    constexpr std::uint64_t usual = 0, flush = std::uint64_t{1} << 24;
-    __asm__ __volatile__("mrs %0, fpcr" : "=r"(old_));
-    set(subnormals == Subnormals::zero ? flush : usual);
-  }
-  ~FloatEnvironment() { set(old_); }
-
-private:
-  static void set(std::uint64_t control) { __asm__ __volatile__("msr fpcr, %0" : : "r"(control)); }
-  std::uint64_t old_;
-#else
-  explicit FloatEnvironment(Subnormals) {
-    std::fegetenv(&old_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~FloatEnvironment() { std::fesetenv(&old_); }
-
-private:
-  std::fenv_t old_;
-#endif
+  FloatState old_;
 };
 
 }  // namespace fastrnn

@@ -63,6 +63,7 @@ public:
       return;
     }
     ensure_workers(threads - 1);
+    control.share();
     std::uint64_t generation = ((ticket_.load(std::memory_order_relaxed) >> 32) + 1) & 0xffffffffu;
     if (generation == 0) generation = 1;  // 0 means: no job
     ticket_.store((generation << 32) | closed, std::memory_order_seq_cst);
@@ -85,6 +86,7 @@ public:
     };
     while (!spin(all_done, spin_time)) {
       control.stopped(true);  // asks for signals, so that an interrupt reaches the workers too
+      if (!is_current()) return;
       std::this_thread::yield();
     }
     busy_.store(false, std::memory_order_release);
@@ -92,6 +94,8 @@ public:
 
 private:
   static constexpr std::uint32_t closed = 0xffffffffu;
+
+  bool is_current() const;  // not in a child of fork, which has no thread of this pool
 
   // Runs tasks of this generation until none is left; false when the job on offer is another one.
   void work(std::uint64_t generation, int worker) {
@@ -174,6 +178,8 @@ private:
 // Never destroyed: workers may outlive main, and a child of fork leaves its parent's pool alone.
 std::atomic<Pool*> current_pool{nullptr};
 
+bool Pool::is_current() const { return current_pool.load(std::memory_order_acquire) == this; }
+
 // nullptr: no memory for one
 Pool* pool() {
   Pool* p = current_pool.load(std::memory_order_acquire);
@@ -184,12 +190,18 @@ Pool* pool() {
   return p;
 }
 
+std::atomic<unsigned> fork_count{0};
+
 #if !defined(_WIN32)
-[[maybe_unused]] const int fork_handler =
-    pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr, std::memory_order_release); });
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] {
+  current_pool.store(nullptr, std::memory_order_release);
+  fork_count.fetch_add(1, std::memory_order_relaxed);
+});
 #endif
 
 }  // namespace
+
+unsigned forks() { return fork_count.load(std::memory_order_relaxed); }
 
 void parallel_for(index count, int threads, Task task, void* context, CallControl& control) {
   Pool* const shared = threads > 1 && count > 1 ? pool() : nullptr;

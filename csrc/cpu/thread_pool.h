@@ -14,11 +14,23 @@
 namespace fastrnn {
 
 // Whether a call should go on. The caller's thread asks its host (for Python: pending signals) every few milliseconds.
+// How often this process has been the child of a fork, itself and its ancestors.
+unsigned forks();
+
 class CallControl {
 public:
   using Interrupted = bool (*)(void* context);
   CallControl(Interrupted interrupted, void* context)
       : interrupted_(interrupted), context_(context), next_(std::chrono::steady_clock::now() + period) {}
+
+  // Other threads have tasks of the call from now on.
+  void share() {
+    if (whole_) return whole_->share();
+    shared_ = true;
+  }
+
+  // A signal handler has forked and this is the child, where those threads are not: the call cannot be completed.
+  bool lost() const { return lost_; }
 
   // For a task that makes calls of its own: stops with the whole. `caller`: the task runs on the whole's caller.
   CallControl(CallControl& whole, bool caller) : CallControl(nullptr, nullptr) {
@@ -35,6 +47,10 @@ public:
     if (now < next_) return false;
     next_ = now + period;
     if (interrupted_(context_)) stop_.store(true, std::memory_order_relaxed);
+    if (shared_ && forks() != forks_) {
+      lost_ = true;
+      stop_.store(true, std::memory_order_relaxed);
+    }
     return stop_.load(std::memory_order_relaxed);
   }
 
@@ -46,6 +62,10 @@ private:
   std::atomic<bool> stop_{false};
   CallControl* whole_ = nullptr;
   bool callers_ = false;
+  // of the caller's thread
+  const unsigned forks_ = forks();
+  bool shared_ = false;
+  bool lost_ = false;
 };
 
 // worker: 0 for the caller, else 1 .. threads - 1. Tasks must not throw.
