@@ -90,6 +90,45 @@ report(results)
     assert run(backend, code, timeout=100) == ALL_RIGHT
 
 
+# The module of a backend is found slowly the first time, so that the fork meets a thread that imports it.
+FIRST = """
+import signal
+reached = threading.Event()
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("fastrnn._backends.") and not reached.is_set():
+            reached.set()
+            time.sleep(0.3)
+sys.meta_path.insert(0, Slow())
+first = threading.Thread(target=call)
+first.start()
+assert reached.wait(30)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(LIMIT)  # ends a child that hangs
+    os._exit(0 if len(call()) else 1)
+first.join()
+print(os.waitpid(pid, 0)[1], len(call()) > 0)
+"""
+
+
+def test_fork_while_another_thread_makes_the_first_call(backend: str) -> None:
+    """The child finds the backend loaded, not half of it behind a lock that nobody releases."""
+    if backend == "numba":
+        pytest.skip("a child may inherit the import lock of Numba, which a fork does not wait for")
+    assert run(backend, "LIMIT = 5\n" + FIRST, timeout=40) == "0 True"
+
+
+def test_fork_while_another_thread_makes_the_first_call_of_torchs_layer(torch: Any) -> None:
+    code = """
+import os, sys, threading, time, warnings, torch, fastrnn.torch
+warnings.simplefilter("ignore", DeprecationWarning)
+layer, x, LIMIT = fastrnn.torch.RNN(8, 8), torch.randn(4, 2, 8), 5
+call = lambda: layer(x)[0]
+"""
+    assert output_of(code + FIRST, timeout=60) == "0 True"
+
+
 def test_children_of_children(backend: str) -> None:
     code = """
 want = call()

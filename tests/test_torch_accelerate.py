@@ -158,6 +158,45 @@ def test_what_is_left_is_said(torch: Any, t: Any) -> None:
     assert t.restore(model).left == {}
 
 
+@pytest.mark.parametrize("how", ["buffer", "parameter", "attribute", "module"])
+@pytest.mark.parametrize("kind", ["RNN", "RNNCell"])
+def test_a_layer_with_an_alpha_of_its_own_is_left(torch: Any, t: Any, kind: str, how: str) -> None:
+    layer, x = getattr(torch.nn, kind)(3, 4), torch.randn(5, 3)
+    want, value = layer(x)[0], torch.tensor(0.5)
+    if how == "buffer":
+        layer.register_buffer("alpha", value)
+    else:
+        layer.alpha = {"parameter": torch.nn.Parameter(value), "attribute": 0.5, "module": torch.nn.PReLU()}[how]
+    report = t.accelerate(torch.nn.Sequential(layer))
+    assert (report.swapped, report.left) == ({}, {"0": f"fastrnn.torch.{kind} has another meaning for its own alpha"})
+    assert type(layer) is getattr(torch.nn, kind)
+    assert torch.equal(layer(x)[0], want)
+
+
+@pytest.mark.parametrize("name", ["recurrent_dropout", "input_dropout", "zoneout", "_rates", "_run", "_run_stock"])
+def test_a_layer_with_a_name_of_ours_is_left(torch: Any, t: Any, name: str) -> None:
+    layer, cell = torch.nn.RNN(3, 4), torch.nn.RNNCell(3, 4)
+    for module in (layer, cell):
+        setattr(module, name, 0.25)
+        module.reduce = "mean"  # hides ours, which nothing calls
+    assert t.accelerate(layer).left == {"": f"fastrnn.torch.RNN has another meaning for its own {name}"}
+    assert getattr(layer, name) == 0.25
+    assert bool(t.accelerate(cell).left) == (name == "_run_stock")
+    delattr(layer, name)
+    assert list(t.accelerate(layer).swapped) == [""]
+    assert layer.reduce == "mean"
+
+
+def test_options_that_were_taken_away_do_not_count(torch: Any, t: Any) -> None:
+    layer = torch.nn.RNN(3, 4)
+    t.accelerate(layer)
+    layer.alpha, layer.zoneout = torch.nn.Parameter(torch.tensor(0.5)), 0.5
+    layer.alpha, layer.zoneout = None, 0.0
+    for _ in range(2):
+        assert list(t.restore(layer).swapped) == [""]
+        assert list(t.accelerate(layer).swapped) == [""]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_dtypes_and_meta_are_swapped(torch: Any, t: Any, dtype: str) -> None:
     layer = torch.nn.RNN(5, 7, dtype=getattr(torch, dtype), device="meta")

@@ -226,6 +226,49 @@ def test_state_dict_holds_tensors_and_parameters_and_no_number(torch: Any) -> No
         assert narrow(x.float())[0].dtype is torch.float32
 
 
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("kind", ["RNN", "RNNCell"])
+def test_a_number_comes_through_the_meta_device(torch: Any, kind: str, reset: bool) -> None:
+    """Deferred initialisation: made on meta, to_empty, then reset_parameters or a state_dict, or both."""
+    import fastrnn
+
+    make = getattr(fastrnn.torch, kind)
+    for dtype in (torch.float32, torch.bfloat16):
+        want = make(I, H, alpha=0.3, dtype=dtype)
+        state, x = want.state_dict(), torch.randn(T, I, dtype=dtype)
+        for copied in (False, True):
+            model = torch.nn.Sequential(make(I, H, alpha=0.3, dtype=dtype, device="meta"))
+            model = (copy.deepcopy(model) if copied else model).to_empty(device="cpu")
+            if reset:
+                model[0].alpha.fill_(9)
+                model[0].reset_parameters()
+            assert torch.equal(model[0].alpha, want.alpha)
+            model[0].load_state_dict(state)
+            assert torch.equal(model[0](x)[0], want(x)[0])
+            assert model[0].state_dict().keys() == make(I, H).state_dict().keys()
+
+
+def test_what_replaced_a_number_stays(torch: Any) -> None:
+    import fastrnn
+
+    layer = fastrnn.torch.RNN(I, H, alpha=0.3)
+    layer.alpha = None
+    layer.reset_parameters()
+    assert layer.alpha is None
+    layer.alpha = torch.nn.Parameter(torch.full((H,), 0.5))
+    assert torch.equal(layer.double().alpha, torch.full((H,), 0.5, dtype=torch.float64))
+    layer = fastrnn.torch.RNN(I, H, alpha=0.3)
+    before = layer.alpha.double()
+    assert torch.equal(layer.double().alpha, before)
+
+
+def test_numbers_are_checked_on_the_meta_device_too(torch: Any) -> None:
+    import fastrnn
+
+    for kind in (fastrnn.torch.RNN, fastrnn.torch.RNNCell):
+        refuse(kind, ValueError, "alpha", "(0, 1]", input_size=I, hidden_size=H, alpha=1.5, device="meta")
+
+
 def test_repr(torch: Any) -> None:
     import fastrnn
 

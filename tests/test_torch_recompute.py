@@ -279,6 +279,100 @@ def test_reduce_draws_again_what_its_function_drew(torch: Any) -> None:
     assert abs(slope - (d_x * direction).sum()) <= 1e-6 * abs(slope) + 1e-7
 
 
+@pytest.mark.parametrize("name", ["lengths", "reset"])
+def test_reduce_keeps_lengths_and_reset_of_its_own(torch: Any, name: str) -> None:
+    """Edited before backward they change nothing, as for forward."""
+    layer, x = made(torch), torch.randn(T, B, 3)
+    found = []
+    for edit in (False, True):
+        arguments = {name: keywords(torch, layer, "both")[name]}
+        total, _ = layer.reduce(lambda output, b, e: (output**2).sum(), x, checkpoint_every=100, **arguments)
+        if edit:
+            arguments[name].fill_(1)
+        found.append(torch.autograd.grad(total, list(layer.parameters())))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_function_may_edit_its_chunk(torch: Any, batch_first: bool, dtype: str) -> None:
+    """Behind autograd's back, and in place as an output of forward: the gradients are those of its values. What
+    autograd itself needs of the chunk it misses, as it does of an output."""
+    layer = made(torch, batch_first=batch_first, dtype=getattr(torch, dtype), num_layers=2)
+
+    def square(output: Any, begin: int, end: int) -> Any:
+        return (output * output.detach().clone()).sum()
+
+    def zeroed(output: Any, begin: int, end: int) -> Any:
+        value = square(output, begin, end)
+        output.detach().zero_()
+        return value
+
+    def zeroed_as_array(output: Any, begin: int, end: int) -> Any:
+        value = square(output, begin, end)
+        output.data.zero_()
+        return value
+
+    def in_place(output: Any, begin: int, end: int) -> Any:
+        return output.mul_(2).sum()
+
+    def late(output: Any, begin: int, end: int) -> Any:
+        value = output.pow(2).sum()
+        output.mul_(2)
+        return value
+
+    def gradients(function: Any) -> list[Any]:
+        x, hx, leaves = given(torch, layer)
+        total, h_n = layer.reduce(function, x, hx, checkpoint_every=100)
+        return [total, h_n, *torch.autograd.grad(total + h_n.sum(), leaves)]
+
+    want = gradients(square)
+    assert all(map(torch.equal, gradients(zeroed), want))
+    assert all(map(torch.equal, gradients(zeroed_as_array), want))
+    assert all(map(torch.equal, gradients(in_place), gradients(lambda output, b, e: (output * 2).sum())))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(late)
+
+
+def test_reduce_of_rows_without_steps_calls_function_once(torch: Any) -> None:
+    """On a chunk of no steps: total is a tensor, and what function reads beside the chunk gets its gradient."""
+    for batch_first in (False, True):
+        layer, w, seen = made(torch, batch_first=batch_first), torch.ones(9, requires_grad=True), []
+
+        def function(output: Any, begin: int, end: int, w: Any = w, seen: list[Any] = seen) -> Any:
+            seen.append((tuple(output.shape), begin, end))
+            return (torch.nn.functional.dropout(output) * w).sum() + w.pow(2).sum()
+
+        x, hx, leaves = given(torch, layer)
+        total, h_n = layer.reduce(function, x, hx, lengths=torch.zeros(B, dtype=torch.int64))
+        assert total == 9
+        assert torch.equal(h_n, hx)
+        d_x, d_hx, *others = torch.autograd.grad(total + h_n.sum(), [*leaves, w])
+        assert torch.equal(others.pop(), 2 * w)
+        assert torch.equal(d_hx, torch.ones_like(hx))
+        assert not any(d.any() for d in (d_x, *others))
+        assert seen == [((B, 0, 9) if batch_first else (0, B, 9), 0, 0)] * 2
+    total, _ = layer.reduce(lambda output, b, e: output.sum(), x, lengths=torch.zeros(B, dtype=torch.int64))
+    assert total == 0
+    assert not any(d.any() for d in torch.autograd.grad(total, list(layer.parameters())))
+    assert layer.reduce(None, x, lengths=torch.zeros(B, dtype=torch.int64))[0] is None
+
+
+def test_reduce_reads_mode_as_torch_does(torch: Any) -> None:
+    """torch.nn.RNN computes by layer.mode: another nonlinearity later changes nothing, another mode does."""
+    layer, x = made(torch), torch.randn(T, B, 3)
+    want = layer.reduce(lambda output, b, e: output.sum(), x)[0]
+    layer.nonlinearity = "relu"
+    assert torch.equal(layer.reduce(lambda output, b, e: output.sum(), x)[0], want)
+    layer.mode = "RNN_RELU"
+    got = layer.reduce(lambda output, b, e: output.sum(), x)[0]
+    assert torch.equal(got, made(torch, nonlinearity="relu").reduce(lambda output, b, e: output.sum(), x)[0])
+    assert not torch.equal(got, want)
+    layer.mode = "RNN_SINE"
+    with pytest.raises(AssertionError, match="mode must be RNN_TANH or RNN_RELU, got RNN_SINE"):
+        layer.reduce(None, x)
+
+
 def test_what_reduce_refuses(torch: Any) -> None:
     from torch.nn.utils.rnn import pack_sequence
 

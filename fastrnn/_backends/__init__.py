@@ -6,10 +6,12 @@ import ctypes
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from threading import RLock
 from typing import cast
 
 from .options import Implementation
@@ -49,19 +51,26 @@ class Backend:
 _loaded: dict[tuple[str, str], Backend] = {}
 # What get() found. Not functools.cache: without the GIL that is locked in each call, and a fork would keep it so.
 _chosen: dict[tuple[str, str], Implementation] = {}
+# A fork waits for imports that other threads have begun: the child would wait for ever for the import's lock. Not for
+# heavy packages: they take locks, logging's for one, that the thread that forks may hold already.
+_loading = RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
 
 
 def _load(device: str, name: str) -> Backend:
     """The backend with its functions; what its import raised is remembered as the reason."""
-    if (device, name) not in _loaded:
-        try:
-            module = import_module(f"{__name__}.{_FILES[device, name]}")
-        except ImportError as error:
-            reason = f"{error}; {_GET[name]}" if name in _GET else str(error)
-            _loaded[device, name] = Backend(name, device, available=False, reason=reason)
-        else:
-            _loaded[device, name] = Backend(name, device, available=True, functions=cast(Implementation, module))
-    return _loaded[device, name]
+    package = _HEAVY.get(name)
+    with _loading if package is None or find_spec(package) is None else nullcontext():
+        if (device, name) not in _loaded:
+            try:
+                module = import_module(f"{__name__}.{_FILES[device, name]}")
+            except ImportError as error:
+                reason = f"{error}; {_GET[name]}" if name in _GET else str(error)
+                _loaded[device, name] = Backend(name, device, available=False, reason=reason)
+            else:
+                _loaded[device, name] = Backend(name, device, available=True, functions=cast(Implementation, module))
+        return _loaded[device, name]
 
 
 def _look(device: str, name: str) -> Backend:

@@ -14,6 +14,10 @@ from .layer import RNN
 
 _OURS: dict[type, type] = {nn.RNN: RNN, nn.RNNCell: RNNCell}
 _STOCK = {ours: stock for stock, ours in _OURS.items()}
+# What our classes have and torch's have not: a module's own attribute of such a name would get another meaning. One
+# called reduce would not, which nothing calls.
+_ADDED = {stock: {"alpha", *dir(ours)}.difference(dir(stock), ["reduce"]) for stock, ours in _OURS.items()}
+_NONE = ("alpha", "_rates")  # of these None has none, and restore may leave it behind
 _MARK = "_accelerated_by_fastrnn"  # an attribute, so that it goes with copies and pickles
 
 
@@ -53,9 +57,10 @@ def accelerate(model: nn.Module) -> Report:
     state_dict does not; isinstance(module, torch.nn.RNN) is False until restore(model).
 
     Left as they are, with the reason in the report: subclasses of the two, parametrized layers (parametrize afterwards,
-    it works), layers whose forward was replaced, scripted ones, those of a dtype or on a device that no backend of
-    fastrnn computes for, and all where no backend is fast or FASTRNN_DISABLE=1. torch.nn.LSTM and GRU are other layers:
-    nothing is said of them. A second call finds nothing left to do.
+    it works), layers whose forward was replaced, those with an attribute of their own that fastrnn gives a meaning
+    (alpha, zoneout, ...), scripted ones, those of a dtype or on a device that no backend of fastrnn computes for, and
+    all where no backend is fast or FASTRNN_DISABLE=1. torch.nn.LSTM and GRU are other layers: nothing is said of them.
+    A second call finds nothing left to do.
 
     Returns a Report. Raises TypeError where model is no torch.nn.Module.
     """
@@ -112,6 +117,10 @@ def _why_not(module: nn.Module) -> str | None:
         return _of_another_class(module) if isinstance(module, tuple(_OURS)) else ""
     if "forward" in module.__dict__:
         return "its forward was replaced"
+    own = {*module.__dict__, *module._parameters, *module._buffers, *module._modules}
+    taken = sorted(_ADDED[type(module)] & own)
+    if taken := [name for name in taken if name not in _NONE or getattr(module, name) is not None]:
+        return f"fastrnn.torch.{type(module).__name__} has another meaning for its own {' and '.join(taken)}"
     tensors = [*module.parameters(), *module.buffers()]
     for dtype in {tensor.dtype for tensor in tensors}.difference(dispatch.FLOATS):
         return f"its parameters are of {dtype}"

@@ -65,6 +65,14 @@ class RNNCell(RNNCellBase):
         self.nonlinearity = nonlinearity
         leak.register(self, alpha, self.weight_hh)
 
+    def reset_parameters(self) -> None:
+        """Draws the parameters anew, as torch.nn.RNNCell does; alpha as fastrnn.torch.RNN's."""
+        super().reset_parameters()
+        leak.refill(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RNNCell:
+        return cast(RNNCell, leak.applied(self, super()._apply, fn, recurse))
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}{leak.shown(self)}"
 

@@ -20,6 +20,8 @@ from .._backends.options import Implementation
 PLAIN = (Tensor, Parameter)  # subclasses do as they like
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.float64, *HALVES)
+# torch.nn.RNN computes by layer.mode; its attribute nonlinearity, changed after construction, has no effect
+NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _MIXED = (torch.float32, *HALVES)  # what autocast takes together
 _ALIKE = {dtype: ((dtype,), dtype) for dtype in FLOATS}
 

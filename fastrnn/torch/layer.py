@@ -20,8 +20,8 @@ from .._backends.options import Array, RnnOptions
 from . import autograd, derivatives, dispatch, leak, operators, reduce, stack
 from .stack import Rates
 
-_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
-_NAMES = {mode: name for name, mode in _MODES.items()}
+_NAMES = dispatch.NONLINEARITIES
+_MODES = {name: mode for mode, name in _NAMES.items()}
 _OPTIONS = {
     (mode, bidirectional): tuple(RnnOptions(name, reverse) for reverse in (False, True)[: 1 + bidirectional])
     for mode, name in _NAMES.items()
@@ -69,10 +69,11 @@ class RNN(RNNBase):
 
         alpha: leaky units, h_t = (1 - alpha) h_{t-1} + alpha tanh(...), in all layers and directions: the
             continuous-time RNN of computational neuroscience (alpha = dt / tau), the leaking rate of reservoir
-            computing. A number in (0, 1]; a tensor, () or (H), which becomes a buffer; or a torch.nn.Parameter, which
-            is trained and may leave (0, 1]: the formula goes on, or a parametrization keeps it there. Results and
-            gradients are those of fastrnn.rnn_forward and rnn_backward; the output is all that is kept, and backward
-            computes the activations again: a training step takes about 1.4 times as long as a plain one.
+            computing. A number in (0, 1], which reset_parameters puts back, as leaving the meta device does; a tensor,
+            () or (H), which becomes a buffer; or a torch.nn.Parameter, which is trained and may leave (0, 1]: the
+            formula goes on, or a parametrization keeps it there. Results and gradients are those of fastrnn.rnn_forward
+            and rnn_backward; the output is all that is kept, and backward computes the activations again: a training
+            step takes about 1.4 times as long as a plain one.
 
     float32, float64, bfloat16 and float16, and what autocast makes of them, run on fastrnn's kernels. The
     two halves are computed in float32 from end to end: only the results, and the gradients in the dtype of their
@@ -88,9 +89,13 @@ class RNN(RNNBase):
     computed by fastrnn's kernels; the first order in reverse mode by one. vmap over the input goes into the batch, to
     the same bits; over the weights all models go into one call, as those of RNNEnsemble, but for alpha and where masks
     are drawn (one after the other). Where vmap maps over lengths or reset, the steps are torch's own operators, some
-    ten a step, instead of a kernel (in compiled code: NotImplementedError). The input, hx and the weights must not be
-    modified in place before backward (RuntimeError, as with torch.nn.RNN); the output may be. A change of its values
-    behind autograd's back (output.data, output.numpy()) is not noticed.
+    ten a step, instead of a kernel (in compiled code: NotImplementedError).
+
+    Edits in place: the input, hx and all weights, biases too, must not be modified before backward (RuntimeError).
+    That is stricter than torch.nn.RNN, which goes on where the gradients asked for do not need the tensor: a bias, or
+    the input where weight_hh alone requires grad. The output may be modified; with batch_first it is a view, of which
+    output.detach_() raises, as it does not of torch.nn.RNN's. A change of its values behind autograd's back
+    (output.data, output.numpy()) is not noticed.
 
     Memory: output, which is also all that backward needs of the forward pass; parameters and input are read where they
     are (halves: copies in float32, kept for backward). Results lie in memory of NumPy's, which resize_ cannot enlarge,
@@ -137,6 +142,14 @@ class RNN(RNNBase):
         for name, rate in rates.items():
             setattr(self, name, rate)
         leak.register(self, alpha, cast(Tensor, self.weight_hh_l0))
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters anew, as torch.nn.RNN does; alpha is the constructor's number again, if it was one."""
+        super().reset_parameters()
+        leak.refill(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RNN:
+        return cast(RNN, leak.applied(self, super()._apply, fn, recurse))
 
     recurrent_dropout = property(*_rate("recurrent_dropout"))
     input_dropout = property(*_rate("input_dropout"))
@@ -210,11 +223,11 @@ class RNN(RNNBase):
             function: of a chunk of the output, (n, B, H), (B, n, H) if batch_first, (n, H) for one sequence, and of
                 begin and end, its steps; returns a tensor, of one shape for all chunks. Gradients go to all that it
                 reads and that requires grad, which is what it reads for the first chunk (RuntimeError in backward for
-                another). What it draws from torch's generator on the CPU it draws again. None: total is None, and h_n
-                is what the loss is made of.
+                another). What it draws from torch's generator on the CPU it draws again. The chunk is a copy, which it
+                may edit. None: total is None, and h_n is what the loss is made of.
             input, hx, lengths, reset: as for forward, but no PackedSequence.
             checkpoint_every: the steps of a chunk, as for forward. The first chunk is the shorter one; with lengths
-                function sees steps up to the end of the longest row.
+                function sees steps up to the end of the longest row: where all lengths are 0, one chunk of no steps.
 
         Raises as forward; ValueError for two directions; NotImplementedError in compiled code, in forward mode, under
         torch.func's transforms, and where torch.nn.RNN computes; RuntimeError for a second derivative.

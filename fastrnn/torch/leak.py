@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+_NUMBER = "_alpha_number"  # an attribute: the constructor's number, for what lost the buffer's value
+
 
 def register(module: Module, alpha: Any, like: Tensor) -> None:
     """module.alpha: a parameter, a buffer, or None. like is a weight (H, .).
 
     A Parameter is one of the module's, a tensor a buffer of its state_dict; a number is a setting, which state_dict
-    leaves out. Raises TypeError for another kind or dtype, ValueError for a shape but () and (H), and for values that
-    are not in (0, 1].
+    leaves out and refill puts back. Raises TypeError for another kind or dtype, ValueError for a shape but () and (H),
+    and for values that are not in (0, 1].
     """
+    values = alpha
     if alpha is None or isinstance(alpha, Parameter):
         module.register_parameter("alpha", alpha)
     elif isinstance(alpha, Tensor):
         module.register_buffer("alpha", alpha)
     elif isinstance(alpha, (int, float)) and not isinstance(alpha, bool):
+        module.__dict__[_NUMBER] = alpha
+        values = torch.as_tensor(alpha, dtype=like.dtype, device="cpu")
         alpha = torch.as_tensor(alpha, dtype=like.dtype, device=like.device)
         module.register_buffer("alpha", alpha, persistent=False)
     else:
@@ -32,11 +37,30 @@ def register(module: Module, alpha: Any, like: Tensor) -> None:
         raise TypeError(f"alpha: expected {like.dtype}, got {alpha.dtype}")
     if alpha.shape not in ((), like.shape[:1]):
         raise ValueError(f"alpha: expected shape () or (H,) = ({len(like)},), got {tuple(alpha.shape)}")
-    if not alpha.is_meta:
-        values = alpha.detach().reshape(-1)
+    if not values.is_meta:
+        values = values.detach().reshape(-1)
         wrong = values[~((values > 0) & (values <= 1))]
         if len(wrong):
             raise ValueError(f"alpha: expected values in (0, 1], got {wrong[0].item()}")
+
+
+def refill(module: Module) -> None:
+    """Puts the constructor's number back into the buffer alpha, if it was one and still is."""
+    number, alpha = module.__dict__.get(_NUMBER), module.__dict__["_buffers"].get("alpha")
+    own = number is not None and alpha is not None and "alpha" in module._non_persistent_buffers_set
+    if own and not alpha.dim():
+        with torch.no_grad():
+            alpha.copy_(torch.as_tensor(number, dtype=alpha.dtype, device=alpha.device))
+
+
+def applied(module: Module, apply: Callable[..., Any], *how: Any) -> Any:
+    """Module._apply, which to_empty, to, half, ... are made of. A number comes back from the meta device."""
+    buffers = module.__dict__["_buffers"]
+    lost = (before := buffers.get("alpha")) is not None and before.is_meta
+    made = apply(*how)
+    if lost and not buffers["alpha"].is_meta:
+        refill(module)
+    return made
 
 
 def of(module: Module, kind: type[Module]) -> Any:

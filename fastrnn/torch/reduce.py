@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from .. import _validate
 from .._backends.options import Array
+from .._recompute import Recompute
 from .._threads import override
 from . import autograd, dispatch, operators, recompute
 
@@ -35,20 +36,22 @@ def reduce(
         raise ValueError("RNN.reduce: expected a layer of one direction, got bidirectional=True")
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected torch.Tensor, got {type(input).__name__}")
-    given = operators.prepared(layer, input, hx, lengths, reset)
-    if given is None:
+    nonlinearity = dispatch.NONLINEARITIES.get(layer.mode)
+    given = None if nonlinearity is None else operators.prepared(layer, input, hx, lengths, reset)
+    if given is None or nonlinearity is None:
         torch.nn.RNN.forward(cast(Any, layer), input, hx)  # says what is wrong
         raise NotImplementedError(
             "RNN.reduce: expected arguments for fastrnn's kernels, got what torch.nn.RNN computes"
         )
     recompute.check(None)
     x, hx, weights, lengths, reset, plan, result = given
-    how = recompute.how_of(plan, checkpoint_every, layer.nonlinearity, x, weights, layer.num_layers, lengths, reset)
+    lengths, reset = (each if each is None else each.clone() for each in (lengths, reset))  # backward reads them again
+    how = recompute.how_of(plan, checkpoint_every, nonlinearity, x, weights, layer.num_layers, lengths, reset)
     weights = recompute.leaky(plan, weights, layer.num_layers)
 
     def seen(output: Tensor, begin: int, end: int) -> Tensor:
-        """What function makes of output (n, B, H), as the caller has it."""
-        output = output.to(result) if result in dispatch.HALVES else output
+        """What function makes of output (n, B, H), as the caller has it: of a copy, for it may edit it."""
+        output = output.to(result if result in dispatch.HALVES else output.dtype, copy=True)
         output = output.squeeze(1) if input.dim() == 2 else output.transpose(0, 1) if layer.batch_first else output
         value = function(output, begin, end)  # type: ignore[misc]
         if not isinstance(value, Tensor):
@@ -90,7 +93,7 @@ class _State:
             if self.function is None:
                 return
             before = torch.get_rng_state()
-            shown, value = self.value(walk.callers(output), *walk.chunks[chunk])
+            shown, value = self.value(walk.callers(output), *_bounds(walk, chunk))
             if not torch.equal(before, torch.get_rng_state()):
                 self.random[chunk] = before
             if total is None:
@@ -100,6 +103,8 @@ class _State:
         token = override.set(torch.get_num_threads())
         try:
             h_n = walk.forward(visit)
+            if not walk.chunks:
+                visit(0, _no_steps(walk))
         finally:
             override.reset(token)
         self.states = walk.states
@@ -124,7 +129,7 @@ class _State:
                 return None
             after = torch.get_rng_state()
             torch.set_rng_state(self.random.get(chunk, after))
-            shown, value = self.value(walk.callers(output), *walk.chunks[chunk])
+            shown, value = self.value(walk.callers(output), *_bounds(walk, chunk))
             torch.set_rng_state(after)
             if not value.requires_grad:
                 return None
@@ -140,7 +145,19 @@ class _State:
                     d_leaves[at] = d.clone() if d_leaves[at] is None else d_leaves[at].add_(d)
             return None if made[0] is None else autograd.array(made[0].contiguous())[:, walk.rows]
 
-        return recompute.backward(upstream, d_h_n, [walk], x, h_0, weights, needed, self.how), d_leaves
+        found = recompute.backward(upstream, d_h_n, [walk], x, h_0, weights, needed, self.how)
+        if not walk.chunks:
+            upstream(0, 0, _no_steps(walk))
+        return found, d_leaves
+
+
+def _bounds(walk: Recompute, chunk: int) -> tuple[int, int]:
+    return walk.chunks[chunk] if walk.chunks else (0, 0)
+
+
+def _no_steps(walk: Recompute) -> Array:
+    """The output (0, B, H) that function sees where all lengths are 0: there are no chunks then."""
+    return np.zeros((0, walk.x.shape[1], len(walk.weights[0][1])), walk.x.dtype)
 
 
 class _Reduced(Function):
