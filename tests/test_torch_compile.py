@@ -125,6 +125,47 @@ def test_inductor(torch: Any) -> None:
         assert normalised_error(g.detach().numpy(), w.detach().numpy()) <= 1e-5
 
 
+@pytest.mark.parametrize("kind", ["RNN", "batch_first", "two layers", "all layers", "ensemble"])
+@pytest.mark.parametrize("watched", ["aot_eager", "FlopCounterMode"])
+def test_the_output_may_be_edited_in_place(torch: Any, kind: str, watched: str) -> None:
+    """The bits of eager, which computes the output again; without gradients nothing is copied."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import fastrnn.torch as ft
+
+    options = {"batch_first": {"batch_first": True}, "two layers": DEEP, "all layers": {"num_layers": 2}}.get(kind, {})
+    layer = ft.RNNEnsemble(2, 3, 5) if kind == "ensemble" else ft.RNN(3, 5, **options)
+    how = {"return_all_layers": True} if kind == "all layers" else {}
+    x = torch.randn(4, 3, 3, requires_grad=True)
+
+    def run(x: Any) -> Any:
+        return torch.nn.functional.relu(layer(x, **how)[0].mul_(2), inplace=True)
+
+    def found(run: Any) -> Any:
+        x.grad = None
+        layer.zero_grad()
+        output = run(x)
+        output.pow(2).sum().backward()
+        return [output, x.grad, *[p.grad for p in layer.parameters()]]
+
+    want = found(run)
+    if watched == "FlopCounterMode":
+        with FlopCounterMode(display=False):
+            got = found(run)
+    else:
+        got = found(torch.compile(run, fullgraph=True, backend=watched))
+    assert all(map(torch.equal, got, want))
+
+
+def test_nothing_is_copied_without_gradients(torch: Any) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    layer, x = twins(torch, 3, 5)[0], torch.randn(4, 3, 3)
+    with torch.no_grad():
+        graph = make_fx(lambda x: layer(x)[0])(x).graph
+    assert not [node for node in graph.nodes if "clone" in str(node.target)]
+
+
 def test_what_cannot_be_compiled_raises(torch: Any) -> None:
     """Forward mode and torch.func.grad inside of compiled code, double backward, torch.jit.script: by name."""
     from torch import func

@@ -459,6 +459,19 @@ def test_refuses_what_does_not_fit(torch: Any) -> None:
     ):
         refuse(call, error, name, *words, **{name: value})
 
+    for name, change, error, *words in (
+        ("weight_hh_l0", torch.Tensor.bfloat16, TypeError, "torch.float32, as weight_ih_l0", "torch.bfloat16"),
+        ("weight_hh_l0", torch.Tensor.double, TypeError, "torch.float32, as weight_ih_l0", "torch.float64"),
+        ("bias_hh_l0", torch.Tensor.half, TypeError, "torch.float32, as weight_ih_l0", "torch.float16"),
+        ("weight_ih_l0", lambda w: w[:, 1:], ValueError, f"shape ({M}, {H}, {I})", f"({M}, {H - 1}, {I})"),
+        ("weight_hh_l0", lambda w: w[1:], ValueError, f"shape ({M}, {H}, {H})", f"({M - 1}, {H}, {H})"),
+        ("bias_ih_l0", lambda w: w[..., 1:], ValueError, f"shape ({M}, {H})", f"({M}, {H - 1})"),
+    ):
+        spoilt, _ = ensemble(torch, torch.float32)
+        parameter = getattr(spoilt, name)
+        parameter.data = change(parameter.data)
+        refuse(spoilt, error, name, *words, input=x)
+
     refuse(RNNEnsemble, TypeError, "num_models", "float", num_models=2.0, input_size=I, hidden_size=H)
     refuse(RNNEnsemble, ValueError, "num_models", "0", num_models=0, input_size=I, hidden_size=H)
     with pytest.raises(ValueError, match="hidden_size must be greater than zero"):

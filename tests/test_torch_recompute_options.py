@@ -235,3 +235,109 @@ def test_reduce_equals_a_loss_of_the_loop(
     names = ["total", "h_n", "x", "hx", "factor", *(name for name, _ in layer.named_parameters())]
     for name, w, g in zip(names, want, got, strict=True):
         assert normalised_error(g.detach().numpy(), w.detach().numpy()) <= 1e-12, name
+
+
+# ---- The operators, called by hand or from exported programs
+
+
+def arguments(torch: Any, L: int, bidirectional: bool) -> dict[str, Any]:
+    """What fastrnn::recomputed takes: every option."""
+    D, steps, batch = 1 + bidirectional, 6, 3
+    shapes = [((H, D * H if at else I), (H, H), (H,), (H,)) for at in range(L) for _ in range(D)]
+    return {
+        "x": torch.randn(steps, batch, I),
+        "h_0": torch.randn(L * D, batch, H),
+        "weights": [torch.randn(shape) for one in shapes for shape in one],
+        "num_layers": L,
+        "steps": 2,
+        "nonlinearity": "tanh",
+        "bidirectional": bidirectional,
+        "lengths": torch.tensor([6, 0, 3]),
+        "reset": torch.rand(steps, batch) < 0.2,
+        "input_masks": [torch.ones(batch, D * H if at else I) for at in range(L)],
+        "recurrent_masks": torch.ones(L, D, batch, H),
+        "dropout": 0.1,
+        "zoneout": 0.1,
+        "seed": torch.tensor([5]),
+    }
+
+
+@pytest.mark.parametrize(("L", "bidirectional"), [(1, False), (2, False), (1, True)])
+def test_the_operators_refuse_what_does_not_fit(torch: Any, L: int, bidirectional: bool) -> None:
+    """By name, as fastrnn::rnn_forward does: before, they wrote beyond their results."""
+    given = arguments(torch, L, bidirectional)
+    weights, seven = given["weights"], torch.ones(7)
+    wrong: list[tuple[str, Any, Any, str]] = [
+        ("x", given["x"].half(), TypeError, "x: expected torch.float32 or torch.float64, got torch.float16"),
+        ("x", given["x"].double(), TypeError, r"weights\[0\]: expected torch.float64"),
+        ("x", given["x"][0], ValueError, "x: expected"),
+        ("x", given["x"][..., 1:], ValueError, r"weights\[0\]: expected shape"),
+        ("x", given["x"][:0], ValueError, "x: expected at least one time step"),
+        ("h_0", given["h_0"].double(), TypeError, "h_0: expected torch.float32"),
+        ("h_0", given["h_0"][:, 1:], ValueError, "h_0: expected shape"),
+        ("weights", weights[1:], ValueError, "weights"),
+        ("weights", [], ValueError, "weights"),
+        (
+            "weights",
+            [*weights[:-1], seven.double()],
+            TypeError,
+            rf"weights\[{len(weights) - 1}\]: expected torch.float",
+        ),
+        ("weights", [*weights[:-1], seven[1:]], ValueError, rf"weights\[{len(weights) - 1}\]: expected shape \(7,\)"),
+        ("weights", [*weights[:-4], torch.ones(7, 3), *weights[-3:]], ValueError, rf"weights\[{len(weights) - 4}\]"),
+        ("num_layers", 0, ValueError, "num_layers: expected at least 1"),
+        ("num_layers", L + 1, ValueError, "weights|x|input_masks"),
+        ("steps", 0, ValueError, "steps: expected at least 1, got 0"),
+        ("nonlinearity", "sine", ValueError, "nonlinearity: expected"),
+        ("lengths", torch.tensor([7, 0, 3]), ValueError, "lengths: expected values"),
+        ("reset", given["reset"][1:], ValueError, "reset: expected shape"),
+        ("input_masks", given["input_masks"] * 2, ValueError, "input_masks: expected none or"),
+        ("input_masks", [m.double() for m in given["input_masks"]], TypeError, r"input_masks\[0\]: expected"),
+        ("recurrent_masks", given["recurrent_masks"][..., 1:], ValueError, "recurrent_masks: expected shape"),
+        ("dropout", 1.5, ValueError, "dropout: expected"),
+        ("zoneout", float("nan"), ValueError, "zoneout: expected"),
+        ("seed", torch.tensor([5, 6]), ValueError, "seed: expected"),
+        ("seed", None, ValueError, "seed: expected"),
+    ]
+    forward, backward = torch.ops.fastrnn.recomputed, torch.ops.fastrnn.recomputed_backward
+    needed = [True] * (2 + len(weights))
+    with torch.no_grad():
+        output, h_n, states = forward(*given.values())
+        above = {"d_output": output, "d_h_n": h_n, "states": states}
+        how = list(given)[3:]
+
+        def back(above: dict[str, Any], given: dict[str, Any], needed: list[bool]) -> Any:
+            options = [given[name] for name in how]
+            return backward(*above.values(), given["x"], given["h_0"], given["weights"], needed, *options)
+
+        assert len(back(above, given, needed)) == len(needed)
+        for name, value, kind, message in wrong:
+            with pytest.raises(kind, match=f"^{message}"):
+                forward(*(given | {name: value}).values())
+            with pytest.raises(kind, match=f"^{message}"):
+                back(above, given | {name: value}, needed)
+        for name, value in above.items():
+            with pytest.raises(ValueError, match=f"^{name}: expected shape"):
+                back(above | {name: value[..., 1:]}, given, needed)
+            with pytest.raises(TypeError, match=f"^{name}: expected torch.float32"):
+                back(above | {name: value.half()}, given, needed)
+        with pytest.raises(ValueError, match=r"^needed: expected a bool"):
+            back(above, given, needed[1:])
+
+
+def test_an_exported_program_refuses_another_dtype(torch: Any) -> None:
+    import fastrnn
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = fastrnn.torch.RNN(I, H)
+
+        def forward(self, x: Any) -> Any:
+            return self.rnn(x, checkpoint_every=10)[0]
+
+    x = torch.randn(40, 2, I)
+    program = torch.export.export(Model(), (x,)).module()
+    assert program(x).shape == (40, 2, H)
+    with pytest.raises(TypeError, match=r"^x: expected torch.float32 or torch.float64, got torch.float16"):
+        program(x.half())

@@ -20,7 +20,8 @@ namespace {
 // The names of torch.Tensor's methods, made once
 struct Names {
   PyObject *is_contiguous = PyUnicode_InternFromString("is_contiguous"), *is_neg = PyUnicode_InternFromString("is_neg"),
-           *data_ptr = PyUnicode_InternFromString("data_ptr"), *numel = PyUnicode_InternFromString("numel");
+           *data_ptr = PyUnicode_InternFromString("data_ptr"), *numel = PyUnicode_InternFromString("numel"),
+           *dtype = PyUnicode_InternFromString("dtype"), *shape = PyUnicode_InternFromString("shape");
 };
 
 const Names& names() {
@@ -34,9 +35,23 @@ py::object ask(PyObject* tensor, PyObject* method) {
   return result;
 }
 
-// Where the elements of a dense tensor are; null for None. layout_fits is cleared where the memory is not simply that.
+py::object get(PyObject* tensor, PyObject* attribute) {
+  auto result = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, attribute));
+  if (!result) throw py::error_already_set();
+  return result;
+}
+
+// torch.float32 or torch.float64, of which there is one object each
 template <class T>
-const T* address(const py::object& tensor, bool& layout_fits) {
+PyObject* dtype() {
+  static PyObject* const made =
+      py::object(py::module_::import("torch").attr(sizeof(T) == 8 ? "float64" : "float32")).release().ptr();
+  return made;
+}
+
+// Where the elements of a dense tensor of T are; null for None. fits is cleared where the memory is not simply that.
+template <class T>
+const T* address(const py::object& tensor, bool& fits) {
   if (tensor.is_none()) return nullptr;
   const bool dense = ask(tensor.ptr(), names().is_contiguous).ptr() == Py_True;
   const bool negated = ask(tensor.ptr(), names().is_neg).ptr() == Py_True;
@@ -44,8 +59,26 @@ const T* address(const py::object& tensor, bool& layout_fits) {
   // torch's zeros without memory have elements and no address
   const bool absent = at == 0 && PyLong_AsSize_t(ask(tensor.ptr(), names().numel).ptr()) != 0;
   if (PyErr_Occurred()) throw py::error_already_set();
-  layout_fits = layout_fits && dense && !negated && !absent && at % alignof(T) == 0;
+  const bool same = get(tensor.ptr(), names().dtype).ptr() == dtype<T>();
+  fits = fits && same && dense && !negated && !absent && at % alignof(T) == 0;
   return reinterpret_cast<const T*>(at);  // null where the tensor has no elements
+}
+
+// The same of a tensor that nobody looked at since it was saved: fits is also cleared where its sizes are others. Axes
+// in front that have one element may lack.
+template <class T>
+const T* address(const py::object& tensor, std::initializer_list<index> sizes, bool& fits) {
+  if (tensor.is_none()) return nullptr;
+  const py::object shape = get(tensor.ptr(), names().shape);
+  if (!PyTuple_Check(shape.ptr())) throw py::type_error("shape: expected a tuple");
+  const auto given = static_cast<std::size_t>(PyTuple_GET_SIZE(shape.ptr()));
+  fits = fits && given <= sizes.size();
+  for (std::size_t k = 1; fits && k <= sizes.size(); ++k) {
+    const index want = *(sizes.end() - k);
+    fits = want == (k > given ? 1 : PyLong_AsSsize_t(PyTuple_GET_ITEM(shape.ptr(), given - k)));
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return address<T>(tensor, fits);
 }
 
 template <class T>
@@ -142,16 +175,16 @@ py::object backward(const py::object& d_output, const py::object& d_h_n, const p
   bool fits = true;
   FastrnnBackward p{};
   p.problem = n;
-  p.d_output = d_output.is_none() ? nullptr : some(address<T>(d_output, fits));
+  p.d_output = d_output.is_none() ? nullptr : some(address<T>(d_output, {n.T, n.B, n.H}, fits));
   p.d_output_strides[0] = n.B * n.H;
   p.d_output_strides[1] = p.d_h_n_strides[0] = n.H;
   p.d_output_strides[2] = p.d_h_n_strides[1] = 1;
-  p.d_h_n = d_h_n.is_none() ? nullptr : some(address<T>(d_h_n, fits));
-  p.output = some(address<T>(output, fits));
-  p.x = some(address<T>(x, fits));
-  p.h_0 = h_0.is_none() ? nullptr : some(address<T>(h_0, fits));
-  p.w_ih = some(address<T>(w_ih, fits));
-  p.w_hh = address<T>(w_hh, fits);
+  p.d_h_n = d_h_n.is_none() ? nullptr : some(address<T>(d_h_n, {1, n.B, n.H}, fits));
+  p.output = some(address<T>(output, {n.T, n.B, n.H}, fits));
+  p.x = some(address<T>(x, {n.T, n.B, n.I}, fits));
+  p.h_0 = h_0.is_none() ? nullptr : some(address<T>(h_0, {1, n.B, n.H}, fits));
+  p.w_ih = some(address<T>(w_ih, {n.H, n.I}, fits));
+  p.w_hh = address<T>(w_hh, {n.H, n.H}, fits);
   if (!fits) return py::none();
   std::array<py::object, 5> results{py::none(), py::none(), py::none(), py::none(), py::none()};
   const auto make = [&](std::size_t k, std::initializer_list<index> shape) {

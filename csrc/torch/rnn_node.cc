@@ -140,6 +140,23 @@ struct Kind {
            (!t.b_hh.defined() || dense(t.b_hh, {n.H}));
   }
 
+  // Throws where what was saved is of another dtype or shape now: hooks of saved tensors may return anything.
+  void check(const Tensors& t) const {
+    const auto like = [type = type()](const char* name, const Tensor& one, at::IntArrayRef sizes) {
+      TORCH_CHECK(!one.defined() || (one.is_cpu() && one.scalar_type() == type && one.sizes() == sizes), name,
+                  ": expected torch.", type == at::kDouble ? "float64" : "float32", " on cpu of shape ", sizes,
+                  " in backward, as in forward, got ", one.scalar_type(), " on ", one.device(), " of shape ",
+                  one.sizes(), ": from a hook of saved tensors, or set since?");
+    };
+    like("w_hh", t.w_hh, {n.H, n.H});
+    like("w_ih", t.w_ih, {n.H, n.I});
+    like("x", t.x, rows(n.I));
+    like("h_0", t.h_0, states());
+    like("b_ih", t.b_ih, {n.H});
+    like("b_hh", t.b_hh, {n.H});
+    like("output", t.output, rows(n.H));
+  }
+
   // output and h_n; the GIL is held
   std::pair<Tensor, Tensor> forward(const Tensors& t) const {
     std::pair<Tensor, Tensor> made(empty(rows(n.H), type()), empty(states(), type()));
@@ -242,10 +259,27 @@ variable_list backward(const Kind& kind, const Tensors& t, const Upstream& u) {
   const bool plain = !torch::autograd::GradMode::is_enabled() && !transformed() &&
                      fits(u.d_output, kind.rows(kind.n.H)) && fits(u.d_h_n, kind.states()) && kind.takes(t) &&
                      is_dense(t.output, kind.type(), kind.rows(kind.n.H));
+  if (!plain) kind.check(t);
   return plain ? gradients(kind, t, u) : gradients_of_python(kind, t, u);
 }
 
 // ---- the node
+
+// A tensor and where its memory is, which Module.half() and the like exchange unseen; holds neither.
+class Place {
+public:
+  explicit Place(const Tensor& t) : tensor_(t.getIntrusivePtr()), memory_(t.storage().getWeakStorageImpl()) {}
+
+  // Whether t is the same tensor, and no hook's copy, with other memory
+  bool moved(const Tensor& t) const {
+    return t.unsafeGetTensorImpl() == tensor_._unsafe_get_target() &&
+           (!t.has_storage() || t.storage().unsafeGetStorageImpl() != memory_._unsafe_get_target());
+  }
+
+private:
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor_;
+  c10::weak_intrusive_ptr<c10::StorageImpl> memory_;
+};
 
 class RnnBackward : public torch::autograd::Node {
 public:
@@ -260,6 +294,9 @@ public:
       if (given[k]->defined()) saved_[k] = SavedVariable(*given[k], false);
     }
     saved_[INPUTS] = SavedVariable(Tensor(output.variable_data()), false);
+    for (std::size_t k = W_IH; k < INPUTS; ++k) {
+      if (given[k]->defined()) weights_[k - W_IH].emplace(*given[k]);
+    }
   }
 
   void release_variables() override {
@@ -267,7 +304,17 @@ public:
     for (SavedVariable& each : saved_) each.reset_data();
   }
 
-  variable_list apply(variable_list&& upstream) override { return backward(kind_, unpacked(), above(upstream)); }
+  variable_list apply(variable_list&& upstream) override {
+    const Tensors t = unpacked();
+    const std::array<const Tensor*, 4> weights{&t.w_ih, &t.w_hh, &t.b_ih, &t.b_hh};
+    constexpr std::array<const char*, 4> names{"w_ih", "w_hh", "b_ih", "b_hh"};
+    for (std::size_t k = 0; k < weights.size(); ++k) {
+      TORCH_CHECK(!weights_[k] || !weights_[k]->moved(*weights[k]), names[k],
+                  ": expected the memory that it had in forward, got another: call backward before Module.half(), "
+                  "Module.to() and what else sets a parameter's data");
+    }
+    return backward(kind_, t, above(upstream));
+  }
 
   // For torch's compiled autograd: what the graph depends on, and the call that goes into it, which is not traced.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
@@ -314,6 +361,7 @@ public:
 private:
   Kind kind_{};
   std::array<SavedVariable, INPUTS + 1> saved_;  // Tensors, in their order
+  std::array<std::optional<Place>, 4> weights_;
   c10::VariableVersion version_;
   uint32_t kept_at_ = 0;
 

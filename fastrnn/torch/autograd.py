@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import Function
+from torch.nn import Parameter
 
 from .._backends import ensemble
 from .._backends.options import Array, Implementation, RnnOptions, empty
@@ -22,7 +23,7 @@ from .._parameters import Weights
 from .._threads import override
 from . import dispatch, gpu, leak, node
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 def rnn_layer(
@@ -114,14 +115,96 @@ def _layer_of_tensors(
     return output, torch.from_numpy(arrays[1])
 
 
-def keep(ctx: Any, x: Tensor, h_0: Tensor | None, weights: Sequence[Tensor], output: Tensor) -> None:
+def keep(ctx: Any, x: Tensor, h_0: Tensor | None, weights: Sequence[Tensor], output: Tensor, D: int = 1) -> None:
     """For _backward. The tape is an alias of the output that does not count modifications, or autograd would refuse
     them; the witness counts them without holding the memory, so that hooks and checkpoints of saved tensors may free
-    it."""
+    it. Of matrices it is also kept where their memory is, which Module.half() and the like exchange unseen; not of
+    temporary ones, which would stay as long as the node."""
     ctx.save_for_backward(x, h_0, *weights, output.data)
+    ctx.elements = x.numel()
+    matrices = weights[:2] if D == 1 else (*weights[:2], *weights[len(weights) // 2 :][:2])
+    ctx.places = [(w, w.untyped_storage()) if type(w) is Parameter else None for w in matrices]
     ctx.witness = witness = output.detach()
     witness.data = _NOTHING
     ctx.version = witness._version
+
+
+def check_kept(ctx: Any, x: Tensor, weights: Sequence[Tensor], directions: int = 1) -> None:
+    """RuntimeError where x or a matrix is not what forward saw. A hook's copy of a parameter is its own business."""
+    places = getattr(ctx, "places", None)
+    if places is None:  # the compiled node, which looks itself
+        return
+    each = len(weights) // len(places) * 2
+    for at, place in enumerate(places):
+        w = weights[at % 2 + at // 2 * each]
+        if place is not None and w is place[0] and w.untyped_storage() is not place[1]:
+            raise RuntimeError(
+                f"{_name(at % 2, each)}: expected the memory that it had in forward, got another: call backward before "
+                "Module.half(), Module.to() and what else sets a parameter's data"
+            )
+    if x.numel() != ctx.elements:
+        raise _unlike("x", f"{ctx.elements} elements", x)
+
+
+def _check_saved(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    output: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    options: tuple[RnnOptions, ...],
+    weights: Sequence[Tensor],
+) -> None:
+    """RuntimeError where the saved tensors are not of one dtype and device, or do not fit each other: hooks of saved
+    tensors may return anything."""
+    D, each, M, sizes = len(options), len(weights) // len(options), weights[1].shape[:-2], options[0].batch_sizes
+    if weights[1].dim() < 2:
+        raise _unlike("w_hh", "2 or 3 dimensions", weights[1])
+    if x.dim() != len(M) + (3 if sizes is None else 2):
+        raise _unlike("x", f"{len(M) + (3 if sizes is None else 2)} dimensions", x)
+    H, rows = weights[1].shape[-1], x.shape[:-1]
+    B = rows[-1] if sizes is None else int(sizes[0]) if len(sizes) else 0
+    states, shapes = (*M, D, B, H), ((*M, H, x.shape[-1]), (*M, H, H), (*M, H), (*M, H), (*M, H))
+    given: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("x", x, (*M, *rows[len(M) :], x.shape[-1])),
+        ("h_0", h_0, states),
+        ("output", output, (*rows, D * H)),
+        ("d_output", d_output, (*rows, D * H)),
+        ("d_h_n", d_h_n, states),
+    ]
+    given += [
+        (_name(at, each), w, shapes[at % each if each > 3 or at % each < 2 else 4]) for at, w in enumerate(weights)
+    ]
+    first = d_h_n if d_output is None else d_output  # of which autograd knows the dtype
+    like = x if first is None else first
+    for name, value, shape in given:
+        if value is None:
+            continue
+        if value.dtype is not like.dtype or value.device != like.device or value.layout is not torch.strided:
+            raise _unlike(name, f"{like.dtype} on {like.device}", value)
+        if tuple(value.shape) != shape:
+            raise _unlike(name, f"shape {shape}", value)
+
+
+def _name(at: int, each: int) -> str:
+    """Of weight number at, each of them a direction."""
+    names = ("w_ih", "w_hh", "b_ih", "b_hh")[: each // 2 * 2]
+    return (*names, "alpha")[at % each]
+
+
+def _unlike(name: str, want: str, got: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"{name}: expected {want} in backward, as in forward, got {got.dtype} on {got.device} of shape "
+        f"{tuple(got.shape)}: from a hook of saved tensors, or set since?"
+    )
+
+
+def _foreign(d: Tensor | None) -> bool:
+    """Whether it is of a class that wraps other tensors or none: torch's operators take it, memory it has not."""
+    return d is not None and type(d) not in dispatch.PLAIN and type(d).__torch_dispatch__ is not _NO_DISPATCH
+
+
+_NO_DISPATCH = Tensor.__torch_dispatch__
 
 
 class RnnLayer(Function):
@@ -138,7 +221,7 @@ class RnnLayer(Function):
         made = rnn_layer(x, h_0, options, *weights)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        keep(ctx, x, h_0, weights, made[0])
+        keep(ctx, x, h_0, weights, made[0], len(options))
         return made
 
     @staticmethod
@@ -174,9 +257,12 @@ def _by_node(x: Tensor, h_0: Tensor | None, options: tuple[RnnOptions, ...], *we
 
 def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
     upstream = (d_output, d_h_n)
-    if not (torch.is_grad_enabled() or dispatch.transformed()):
+    foreign = _foreign(d_output) or _foreign(d_h_n)
+    if not (foreign or torch.is_grad_enabled() or dispatch.transformed()):
         x, h_0, *weights, output = ctx.saved_tensors
+        check_kept(ctx, x, weights, len(ctx.options))
         if ctx.witness._version != ctx.version:
+            _check_saved(*upstream, None, x, h_0, ctx.options, weights)
             output, _ = rnn_layer(x, h_0, ctx.options, *weights)
         try:
             return rnn_layer_backward(*upstream, output, x, h_0, ctx.options, weights, ctx.needs_input_grad)
@@ -186,6 +272,10 @@ def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[
     from . import derivatives, stepwise  # which are made of this module
 
     x, h_0, *weights, _ = ctx.saved_tensors  # the tape has no history, and may have been modified
+    check_kept(ctx, x, weights, len(ctx.options))
+    if foreign:
+        return derivatives.gradients_by_steps(*upstream, x, h_0, ctx.options, weights, ctx.needs_input_grad)
+    _check_saved(*upstream, None, x, h_0, ctx.options, weights)
     if not x.is_cpu:
         raise NotImplementedError(
             "create_graph: expected False for tensors on a GPU, of which there are only the first "
@@ -215,14 +305,15 @@ def rnn_layer_backward(
     need_x, need_h_0, _, *need_weights = needed
     if d_output is None and d_h_n is None:
         return (None,) * len(needed)
-    if not x.is_cpu:
-        return gpu.rnn_layer_backward(d_output, d_h_n, output, x, h_0, options, weights, needed)
     D, each = len(options), len(weights) // len(options)
     stacked = weights[1].dim() == 3
-    if D == 1 and each % 2 == 0 and not stacked:
+    if D == 1 and each % 2 == 0 and not stacked and x.is_cpu:
         found = gradients_of_tensors(needed, options[0], d_output, d_h_n, output, x, h_0, *weights[:2])
         if found is not None:
             return found
+    _check_saved(d_output, d_h_n, output, x, h_0, options, weights)
+    if not x.is_cpu:
+        return gpu.rnn_layer_backward(d_output, d_h_n, output, x, h_0, options, weights, needed)
     run = function("rnn_backward", stacked)
     x_, h_0_, arrays = _arrays(x, h_0, *weights)
     output_, d_h_n_, upstream = _arrays(output, d_h_n, *(() if d_output is None else (d_output,)))
@@ -280,10 +371,10 @@ def gradients_of_tensors(
     w_hh: Tensor,
 ) -> tuple[Tensor | None, ...] | None:
     """What _layer_of_tensors is to rnn_layer. The states of one packed step may lack the axis of directions, which
-    their gradient then lacks, too."""
+    their gradient then lacks, too. The call looks at each dtype and shape."""
     run = getattr(dispatch.backend(), "backward_tensors", None)
-    sizes = None if run is None else _sizes(x, options)
-    if run is None or sizes is None:
+    sizes = None if run is None or _foreign(d_output) or _foreign(d_h_n) else _sizes(x, options)
+    if run is None or sizes is None or len(sizes) != 3 or w_hh.dim() != 2:
         return None
     need_x, need_h_0, _, need_w_ih, need_w_hh, *need_b = needs
     wanted = need_x, need_h_0, need_w_ih, need_w_hh, True in need_b
@@ -310,13 +401,16 @@ def _arrays(x: Tensor, h_0: Tensor | None, *others: Tensor) -> tuple[Array, Arra
     return arrays[0], None if h_0 is None else arrays.pop(), arrays[1:]
 
 
+_TYPES = {torch.float32: ("<f4", 4), torch.float64: ("<f8", 8)}
+
+
 class _Memory:
     """A tensor's memory as NumPy asks for it. Tensor.numpy() would forbid torch to resize it, which FSDP does."""
 
     __slots__ = ("__array_interface__", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
-        typestr, size = ("<f8", 8) if tensor.dtype is torch.float64 else ("<f4", 4)
+        typestr, size = _TYPES[tensor.dtype]
         self.tensor = tensor
         self.__array_interface__ = {
             "version": 3,
@@ -329,6 +423,10 @@ class _Memory:
 
 def array(tensor: Tensor) -> Array:
     """A tensor's memory; a copy where it is negated lazily, misaligned or zeros without memory."""
+    if tensor.dtype not in _TYPES or not tensor.is_cpu:
+        raise TypeError(
+            f"tensor: expected torch.float32 or torch.float64 on the CPU, got {tensor.dtype} on {tensor.device}"
+        )
     if tensor._is_zerotensor():
         return np.zeros(tuple(tensor.shape), np.float64 if tensor.dtype is torch.float64 else np.float32)
     view = np.asarray(_Memory(tensor.resolve_neg()))

@@ -227,6 +227,7 @@ class Step(Function):
     @staticmethod
     def backward(ctx: Any, d_state: Tensor) -> tuple[Tensor | None, ...]:
         x, h, *weights, state = ctx.saved_tensors
+        autograd.check_kept(ctx, x, weights)
         options, needed = _options(ctx.nonlinearity, x.shape[0]), ctx.needs_input_grad
         if ctx.witness._version == ctx.version and not (
             torch.is_grad_enabled()

@@ -246,6 +246,26 @@ def gradients(
     return (d_x, torch.stack(d_h_0) if needed[1] else None, None, *d_weights)
 
 
+def gradients_by_steps(
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    options: Options,
+    weights: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """gradients, by torch's own operators: d_output and d_h_n may be of a subclass that wraps other tensors."""
+    if weights[1].dim() == 3:
+        models = []
+        for m in range(len(weights[1])):
+            u, u_n, state = (None if v is None else v[m] for v in (d_output, d_h_n, h_0))
+            models.append(gradients_by_steps(u, u_n, x[m], state, options, [w[m] for w in weights], needed))
+        return tuple(None if d[0] is None else torch.stack(cast(Any, d)) for d in zip(*models, strict=True))
+    made = stepwise.gradients(d_output, d_h_n, x, h_0, options, weights, needed)
+    return made if torch.is_grad_enabled() else tuple(None if each is None else each.detach() for each in made)
+
+
 def tangents(
     x_dot: Tensor | None,
     h_0_dot: Tensor | None,

@@ -109,7 +109,8 @@ class RNNEnsemble(torch.nn.Module):
             if (got := _kind(one)) != (want := _kind(models[0])):
                 raise ValueError(f"models[{at}]: expected {want}, as models[0], got {got}")
         first = models[0]
-        settings = {name: getattr(first, name) for name in ("nonlinearity", *_SETTINGS)}
+        settings = {name: getattr(first, name) for name in _SETTINGS}
+        settings["nonlinearity"] = dispatch.NONLINEARITIES[first.mode]
         made = cls(len(models), **settings, device="meta")
         made.train(first.training)
         for name, _ in list(made.named_parameters()):
@@ -144,11 +145,12 @@ class RNNEnsemble(torch.nn.Module):
 
         Returns output (M, T, B, D * H), a view (M, B, T, D * H) if batch_first, and h_n (M, L * D, B, H).
 
-        Raises TypeError for a wrong kind or dtype, or another device than the parameters'; ValueError for a wrong shape
-        or value; NotImplementedError for lengths and reset where torch.nn.RNN computes.
+        Raises TypeError for a wrong kind or dtype, or another device than the parameters', or parameters of several
+        dtypes; ValueError for a wrong shape or value; NotImplementedError for lengths and reset where torch.nn.RNN
+        computes.
         """
         weights = self._weights()
-        self._check(input, hx, weights[0])
+        self._check(input, hx, weights)
         given = [input, *weights] if hx is None else [input, hx, *weights]
         why = self._why_stock(given)
         if why is not None:
@@ -162,7 +164,7 @@ class RNNEnsemble(torch.nn.Module):
         h_0s: Sequence[Tensor | None] = [None] * self.num_layers
         if h_0 is not None:
             h_0s = torch.split(self._of_each(h_0), 2 if self.bidirectional else 1, 1)
-        run = self._function([x, *weights] if h_0 is None else [x, h_0, *weights], lengths, reset)
+        run, recorded = self._function([x, *weights] if h_0 is None else [x, h_0, *weights], lengths, reset)
         each, states = len(weights) // self.num_layers, []
         for at, state in enumerate(h_0s):
             if at and self.dropout and self.training:
@@ -170,6 +172,8 @@ class RNNEnsemble(torch.nn.Module):
             x, h_n = run(x, state, weights[at * each : (at + 1) * each])
             states.append(h_n)
         h_n = states[0] if len(states) == 1 else torch.cat(states, 1)
+        if recorded and not half and torch.is_grad_enabled() and x.requires_grad:
+            x = x.clone()  # who edits it does not edit what is saved for backward
         if half:
             x, h_n = x.to(result), h_n.to(result)
         return x.transpose(1, 2) if self.batch_first else x, h_n
@@ -180,16 +184,30 @@ class RNNEnsemble(torch.nn.Module):
 
     def _weights(self) -> list[Any]:
         """In the order of torch.nn.RNN, also where a parametrization or the like makes them."""
+        return [getattr(self, name) for name in self._names()]
+
+    def _names(self) -> list[str]:
         ends = [f"l{at}{way}" for at in range(self.num_layers) for way in ("", "_reverse")[: 1 + self.bidirectional]]
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        return [getattr(self, f"{kind}_{end}") for end in ends for kind in kinds]
+        return [f"{kind}_{end}" for end in ends for kind in kinds]
 
     def _of_each(self, value: Tensor) -> Tensor:
         """(M, ...): of what has three axes, the same for all models."""
         return value if value.dim() == 4 else value.expand(self.num_models, *value.shape)
 
-    def _check(self, input: Any, hx: Any, weight: Tensor) -> None:
-        accepted, _ = dispatch.arithmetic(getattr(input, "dtype", None))
+    def _check(self, input: Any, hx: Any, weights: list[Any]) -> None:
+        weight, (accepted, _) = weights[0], dispatch.arithmetic(getattr(input, "dtype", None))
+        M, H, D, each = self.num_models, self.hidden_size, 2 if self.bidirectional else 1, 4 if self.bias else 2
+        for at, own in enumerate(weights):
+            if own.dtype is not weight.dtype and not (own.dtype in accepted and weight.dtype in accepted):
+                names = self._names()
+                raise TypeError(f"{names[at]}: expected {weight.dtype}, as {names[0]}, got {own.dtype}")
+            if own.device != weight.device:
+                names = self._names()
+                raise TypeError(f"{names[at]}: expected device {weight.device}, as {names[0]}, got {own.device}")
+            width = [self.input_size if at < each * D else D * H] if at % each == 0 else [H] if at % each == 1 else []
+            if tuple(own.shape) != (shape := (M, H, *width)):
+                raise ValueError(f"{self._names()[at]}: expected shape {shape}, got {tuple(own.shape)}")
         for name, value in (("input", input), ("hx", hx)):
             if value is None and name == "hx":
                 continue
@@ -199,7 +217,7 @@ class RNNEnsemble(torch.nn.Module):
                 raise TypeError(f"{name}: expected {weight.dtype}, as the parameters, got {value.dtype}")
             if value.device != weight.device:
                 raise TypeError(f"{name}: expected device {weight.device}, as the parameters, got {value.device}")
-        M, shape = self.num_models, tuple(input.shape)
+        shape = tuple(input.shape)
         if len(shape) not in (3, 4) or shape[-1] != self.input_size or (len(shape) == 4 and shape[0] != M):
             rows = "B, T" if self.batch_first else "T, B"
             want = f"({rows}, I) or (M, {rows}, I) with M = {M}, I = {self.input_size}"
@@ -251,15 +269,16 @@ class RNNEnsemble(torch.nn.Module):
 
     def _function(
         self, given: list[Any], lengths: Any, reset: Any
-    ) -> Callable[[Tensor, Tensor | None, list[Tensor]], tuple[Tensor, Tensor]]:
-        """What computes one layer: x (M, T, B, I), h_0 (M, D, B, H) or None, weights -> output, h_n."""
+    ) -> tuple[Callable[[Tensor, Tensor | None, list[Tensor]], tuple[Tensor, Tensor]], bool]:
+        """What computes one layer: x (M, T, B, I), h_0 (M, D, B, H) or None, weights -> output, h_n. And whether it is
+        an operator of torch's."""
         compiled = torch.compiler.is_compiling()
         transformed = not compiled and dispatch.transformed()
         D = 2 if self.bidirectional else 1
         if compiled or (transformed and dispatch.watched()):
             restarts = reset.transpose(0, 1) if reset is not None and self.batch_first else reset
             how = self.nonlinearity, D == 2, lengths, None, restarts
-            return lambda x, h_0, weights: torch.ops.fastrnn.rnn_forward(x, h_0, weights, *how)
+            return lambda x, h_0, weights: torch.ops.fastrnn.rnn_forward(x, h_0, weights, *how), True
         x = given[0][0]
         ends = None if lengths is None else layer._lengths(lengths, x, False)
         dims = "BT" if self.batch_first else "TB"
@@ -267,9 +286,9 @@ class RNNEnsemble(torch.nn.Module):
         options = tuple([RnnOptions(self.nonlinearity, way, ends, reset=starts) for way in (False, True)[:D]])
         differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in given)
         run = derivatives.rnn_layer if transformed else autograd.apply if differentiate else autograd.rnn_layer
-        return lambda x, h_0, weights: run(x, h_0, options, *weights)
+        return lambda x, h_0, weights: run(x, h_0, options, *weights), False
 
 
 def _kind(one: Any) -> str:
     weight = one.weight_ih_l0
-    return f"{one.nonlinearity} RNN({one.extra_repr()}) of {weight.dtype} on {weight.device}"
+    return f"{dispatch.NONLINEARITIES.get(one.mode, one.mode)} RNN({one.extra_repr()}) of {weight.dtype} on {weight.device}"

@@ -20,15 +20,20 @@ from . import dispatch
 Convert: TypeAlias = Callable[[Any], Any]
 
 
+def _settled(tensor: Tensor) -> Tensor:
+    """With its elements in memory: a copy where it is negated lazily, or zeros without memory."""
+    return tensor.clone() if tensor._is_zerotensor() else tensor.resolve_neg()
+
+
 @contextmanager
 def _library(functions: Any, x: Tensor) -> Iterator[tuple[Convert, Convert]]:
     """Tensors to the backend's arrays, and back."""
     if not hasattr(functions, "from_tensor"):
-        yield (lambda tensor: tensor), (lambda tensor: tensor)
+        yield (lambda tensor: None if tensor is None else _settled(tensor)), (lambda tensor: tensor)
         return
     with functions.on_stream(x.device.index or 0, torch.cuda.current_stream(x.device).cuda_stream):
         yield (
-            lambda tensor: None if tensor is None else functions.from_tensor(tensor.detach().resolve_neg()),
+            lambda tensor: None if tensor is None else functions.from_tensor(_settled(tensor.detach())),
             lambda array: None if array is None else torch.utils.dlpack.from_dlpack(array),
         )
 

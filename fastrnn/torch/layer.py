@@ -95,7 +95,8 @@ class RNN(RNNBase):
     That is stricter than torch.nn.RNN, which goes on where the gradients asked for do not need the tensor: a bias, or
     the input where weight_hh alone requires grad. The output may be modified; with batch_first it is a view, of which
     output.detach_() raises, as it does not of torch.nn.RNN's. A change of its values behind autograd's back
-    (output.data, output.numpy()) is not noticed.
+    (output.data, output.numpy()) is not noticed. Nor may parameters get other memory before backward (Module.half(),
+    Module.to(), parameter.data = ...): RuntimeError, where torch.nn.RNN goes on with the old values.
 
     Memory: output, which is also all that backward needs of the forward pass; parameters and input are read where they
     are (halves: copies in float32, kept for backward). Results lie in memory of NumPy's, which resize_ cannot enlarge,

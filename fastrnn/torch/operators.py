@@ -384,26 +384,30 @@ def run(
         stack.refuse_beside_stock(layer, lengths, reset, return_all_layers, checkpoint_every, "for these arguments")
         return torch.nn.RNN.forward(cast(torch.nn.RNN, layer), input, hx)
     x, hx, weights, lengths, reset, plan, result = given
+    nonlinearity = dispatch.NONLINEARITIES[layer.mode]
     packed, D = input if isinstance(input, PackedSequence) else None, plan.directions
     sizes = plan.batch_sizes
     operator = _onnx if torch.onnx.is_in_onnx_export() else torch.ops.fastrnn.rnn_forward
 
     def compute(x: Tensor, h_0: Tensor | None, weights: Any, recurrent: Tensor | None, keep: Tensor | None) -> Any:
         if torch.onnx.is_in_onnx_export() and len(weights) // D % 2:  # ONNX's RNN does not leak
-            options = derivatives.of_tensors(layer.nonlinearity, D == 2, lengths, sizes, reset)
+            options = derivatives.of_tensors(nonlinearity, D == 2, lengths, sizes, reset)
             return stepwise.layer(x, h_0, options, *weights)
-        return operator(x, h_0, weights, layer.nonlinearity, D == 2, lengths, sizes, reset, recurrent, keep)
+        return operator(x, h_0, weights, nonlinearity, D == 2, lengths, sizes, reset, recurrent, keep)
 
     if checkpoint_every is None:
         outputs, h_n = stack.run(compute, plan, x, hx, weights)
     else:
         recompute.check(packed, return_all_layers)
         every = checkpoint_every
-        output, h_n = recompute.run(plan, every, layer.nonlinearity, x, hx, weights, lengths, reset)
+        output, h_n = recompute.run(plan, every, nonlinearity, x, hx, weights, lengths, reset)
         outputs = [output]
     made: list[Any] = outputs if return_all_layers else outputs[-1:]
     if result in dispatch.HALVES:
         made, h_n = [output.to(result) for output in made], h_n.to(result)
+    elif checkpoint_every is None and torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
+        # who edits it in place does not edit what is saved for backward
+        made = [output.clone() if output.requires_grad else output for output in made]
     if packed is not None:
         made = [PackedSequence(output, *packed[1:]) for output in made]
         h_n = layer.permute_hidden(h_n, packed.unsorted_indices)

@@ -46,6 +46,39 @@ class How(NamedTuple):
     seed: Tensor | None = None  # (1)
 
 
+def _check(x: Tensor, h_0: Tensor | None, weights: Sequence[Tensor], how: How) -> None:
+    """What the operators are given, but for lengths and reset: as a layer gives it, or TypeError or ValueError."""
+    from . import operators  # which is made of this module
+
+    D, L = 1 + how.bidirectional, _validate.integer("num_layers", int(how.num_layers), at_least=1)
+    _validate.integer("steps", int(how.steps), at_least=1)
+    if len(weights) % (L * D):
+        raise ValueError(f"weights: expected as many for each of {L} layers, got {len(weights)}")
+    each = len(weights) // L
+    operators._check_weights(x, list(weights[:each]), how.nonlinearity, D, None)
+    if weights[1].dim() != 2:
+        raise ValueError(f"weights[1]: expected 2 dimensions, got shape {tuple(weights[1].shape)}")
+    (T, B, I), H = x.shape, len(weights[1])
+    if T == 0:
+        raise ValueError(f"x: expected at least one time step, got shape {tuple(x.shape)}")
+    shapes = (H, D * H), *[tuple(w.shape) for w in weights[1:each]]
+    for at in range(each, len(weights)):
+        shape = shapes[0] if at % each % (each // D) == 0 else shapes[at % each]
+        operators._check(f"weights[{at}]", weights[at], shape, x)
+    operators._check("h_0", h_0, (L * D, B, H), x)
+    if len(how.input_masks) not in (0, L):
+        raise ValueError(f"input_masks: expected none or {L}, got {len(how.input_masks)}")
+    for at, mask in enumerate(how.input_masks):
+        operators._check(f"input_masks[{at}]", mask, (B, D * H if at else I), x)
+    operators._check("recurrent_masks", how.recurrent_masks, (L, D, B, H), x)
+    _validate.probability("dropout", how.dropout)
+    _validate.probability("zoneout", how.zoneout)
+    if how.seed is not None and (how.seed.dtype is not torch.int64 or how.seed.numel() != 1):
+        raise ValueError(f"seed: expected one torch.int64, got {how.seed.dtype} of shape {tuple(how.seed.shape)}")
+    if how.seed is None and (how.zoneout or (how.dropout and L > 1)):
+        raise ValueError("seed: expected one torch.int64 beside dropout and zoneout, got None")
+
+
 def walks(x: Tensor, h_0: Tensor | None, weights: Sequence[Tensor], how: How) -> list[Recompute]:
     """Of each direction."""
     D, L = 1 + how.bidirectional, how.num_layers
@@ -76,6 +109,7 @@ def walks(x: Tensor, h_0: Tensor | None, weights: Sequence[Tensor], how: How) ->
 def recomputed(x: Tensor, h_0: Tensor | None, weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """output (T, B, D * H), h_n (L * D, B, H), and the states (chunks, L * D, B, H) in front of each chunk."""
     how = How(*rest)
+    _check(x, h_0, weights, how)
     D, H = 1 + how.bidirectional, weights[1].shape[0]
     output, h_n, states = (autograd.array(each) for each in _fake_recomputed(x, h_0, weights, *rest))
     if how.lengths is not None:
@@ -115,7 +149,16 @@ def recomputed_backward(
     *rest: Any,
 ) -> list[Tensor]:
     """Of x, h_0 and weights, those that are needed."""
-    how, D, H = How(*rest), 1 + rest[3], len(weights[1])
+    from . import operators
+
+    how = How(*rest)
+    _check(x, h_0, weights, how)
+    (T, B, _), D, H = x.shape, 1 + how.bidirectional, len(weights[1])
+    operators._check("d_output", d_output, (T, B, D * H), x)
+    operators._check("d_h_n", d_h_n, (how.num_layers * D, B, H), x)
+    operators._check("states", states, (-(-T // how.steps), how.num_layers * D, B, H), x)
+    if len(needed) != 2 + len(weights):
+        raise ValueError(f"needed: expected a bool for x, h_0 and each weight, got {needed}")
     d_output_, states_ = None if d_output is None else autograd.array(d_output), autograd.array(states)
     found = walks(x, h_0, weights, how)
     for way, walk in enumerate(found):
