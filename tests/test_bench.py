@@ -91,10 +91,10 @@ def test_an_arm_that_fails_is_reported_and_the_others_go_on(capsys: pytest.Captu
         "failed": "broken: no more [memory]",
     }
     assert set(OPS) <= set(row["arms"]["numpy"])
-    _bench_part.show({**found, "ours": ["numpy"]}, {"absent": "why"}, Console(width=120))
+    _bench_part.show({**found, "ours": ["numpy"]}, {"absent": 'why, "fastrnn[torch]"'}, Console(width=120))
     out = capsys.readouterr().out
     assert "FAILED at 2x3x4x5: broken: no more [memory]" in out
-    assert "not here: absent: why" in out
+    assert 'not here: absent: why, "fastrnn[torch]"' in out
 
 
 # ---- the peers
@@ -200,6 +200,7 @@ def _bench(*words: str) -> int:
         (("--sweep", "0"), "at least 1"),
         (("--sweep", "3", "--peers", "jax"), "--sweep: expected"),
         (("--json", "/no/such/folder/b.json"), "--json: there is no directory"),
+        (("--plot", "/"), "--plot: expected a file to write, got the directory /"),
         (("--plot", "b.nonsense"), "--plot: expected a name"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 from .shapes import Shape
 
 PROBE = 10e-3  # seconds
+GRANULE = 4096  # bytes that a thread reads at least
 SIZES = {"16 KiB": 16 << 10, "256 KiB": 256 << 10, "1 MiB": 1 << 20, "8 MiB": 8 << 20, "128 MiB": 128 << 20}
 
 
@@ -33,11 +34,16 @@ def fma_peak(dtype: str, threads: int, seconds: float = PROBE) -> float | None:
     return module.fma_peak(dtype, threads, seconds) if module else None
 
 
-def weight_bandwidth(shape: Shape, dtype: str, threads: int, seconds: float = PROBE) -> float | None:
-    """GB/s at which the threads together read w_hh, an equal part each, over and over."""
+def read_bandwidth(size: int, threads: int, seconds: float = PROBE) -> float | None:
+    """GB/s at which the threads together read this many bytes, an equal part each (GRANULE at least), over and over;
+    None without the native module."""
     module = native()
-    size = max(shape.H * shape.H * np.dtype(dtype).itemsize, 4096 * threads)
-    return module.read_bandwidth(size, threads, seconds) if module else None
+    return module.read_bandwidth(max(size, GRANULE * threads), threads, seconds) if module else None
+
+
+def weight_bandwidth(shape: Shape, dtype: str, threads: int, seconds: float = PROBE) -> float | None:
+    """read_bandwidth of w_hh."""
+    return read_bandwidth(shape.H * shape.H * np.dtype(dtype).itemsize, threads, seconds)
 
 
 def bound(shape: Shape, dtype: str, training: bool, peak: float, bandwidth: float) -> tuple[float, str]:
@@ -53,16 +59,15 @@ def bound(shape: Shape, dtype: str, training: bool, peak: float, bandwidth: floa
 
 def probe(threads: int, seconds: float = 50e-3) -> dict[str, Any] | None:
     """FMA peak and read bandwidth on one thread and on `threads`, ready for JSON; None without the native module."""
-    module = native()
-    if not module:
+    if not native():
         return None
     counts = sorted({1, threads})
     return {
-        "instruction_set": module.active_isa(),
+        "instruction_set": isa(),
         "fma_peak_gflops": {
-            dtype: {str(n): module.fma_peak(dtype, n, seconds) for n in counts} for dtype in ("float32", "float64")
+            dtype: {str(n): fma_peak(dtype, n, seconds) for n in counts} for dtype in ("float32", "float64")
         },
         "read_bandwidth_gb_s": {
-            name: {str(n): module.read_bandwidth(size, n, seconds) for n in counts} for name, size in SIZES.items()
+            name: {str(n): read_bandwidth(size, n, seconds) for n in counts} for name, size in SIZES.items()
         },
     }

@@ -1,6 +1,7 @@
 """The command line: `fastrnn info | check | compare | bench | sentiment | torch-node`, the same as `python -m fastrnn`.
 
-Data goes to stdout, log and progress to stderr. Exit codes: 0 right, 1 a check failed, 2 usage, 130 Ctrl-C.
+Data goes to stdout, log and progress to stderr. Exit codes: 0 right, 1 a check failed, 2 usage (also an impossible
+environment variable, too little memory, an output that cannot be written), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import fastrnn
 
 from . import bench, check, compare, info, sentiment, torch_node
-from ._common import UsageError
+from ._common import UsageError, is_setting
 
 
 class _Version(argparse.Action):
@@ -32,16 +35,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (info, check, compare, bench, sentiment, torch_node):
         command.add_parser(commands)
     args = parser.parse_args(argv)
+    stdout: Any = sys.stdout
+    if getattr(stdout, "errors", None) == "strict":  # a character that the terminal lacks: \xef
+        stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = args.run(args)
         sys.stdout.flush()
-    except UsageError as error:
-        print(f"fastrnn {args.command}: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone: `fastrnn info | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
+    except Exception as error:
+        text = _explained(error)
+        if text is None:
+            raise
+        print(f"fastrnn {args.command}: error: {text}", file=sys.stderr)
+        return 2
     return code
+
+
+def _explained(error: Exception) -> str | None:
+    """What is the user's to change; None: a bug, whose traceback is wanted."""
+    if isinstance(error, UsageError) or is_setting(error):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"this does not fit into memory: {error}" if str(error) else "this does not fit into memory"
+    if isinstance(error, OSError) and error.filename is None:  # no file that was to be opened, so stdout
+        _drop_stdout()
+        return f"the output cannot be written: {error}"
+    return None
+
+
+def _drop_stdout() -> None:
+    """What is still in its buffer is not tried again when Python ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

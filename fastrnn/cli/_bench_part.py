@@ -10,7 +10,7 @@ import numpy as np
 from .._speed import arms, report
 from .._speed.arms import OPS
 from .._speed.shapes import Shape
-from ._common import require
+from ._common import print_table, require
 from ._speed_part import NOTE, duration, show_rounds, show_wrong
 
 SHORT = {
@@ -29,7 +29,7 @@ def show(found: Mapping[str, Any], missing: Mapping[str, str], console: Any) -> 
     for op in OPS:
         title = f"{op}: {lead} {settings['instruction_set'] or ''}, {settings['dtype']}, threads {settings['threads']}"
         console.print()
-        console.print(_times(found, op, title))
+        print_table(_times(found, op, title), console)
         for name in found["ours"]:
             text = f"{name}, geometric mean: {_number(report.mean_over_best(found['shapes'], op, name, others))} x as "
             text += "fast as the best peer of each shape"
@@ -39,7 +39,7 @@ def show(found: Mapping[str, Any], missing: Mapping[str, str], console: Any) -> 
             console.print(text, highlight=False, soft_wrap=True)
     if any("training_memory" in arm for row in found["shapes"] for arm in row["arms"].values()):
         console.print()
-        console.print(_memory(found))
+        print_table(_memory(found), console)
     console.print()
     show_wrong(found, console)
     console.print(
@@ -66,7 +66,7 @@ def show_sweep(
                 verdict["arm"], verdict["op"], *map(str, verdict["shape"].values()), duration(verdict["seconds"]),
                 f"{verdict['ratio']:.2f}", f"{verdict['lost']} of {verdict['rounds']}",
             )  # fmt: skip
-        console.print(table)
+        print_table(table, console)
     show_wrong(found, console)
     for name in ours:
         for op in OPS:

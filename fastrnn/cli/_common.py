@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from importlib import import_module, metadata
 from pathlib import Path
@@ -12,11 +13,23 @@ from typing import Any
 
 import fastrnn
 
+from .. import _threads
+
 DTYPES = {"f32": "float32", "float32": "float32", "f64": "float64", "float64": "float64"}
 
 
 class UsageError(Exception):
     """The command cannot do what was asked; its text is for the user. Exit code 2."""
+
+
+def is_setting(error: BaseException) -> bool:
+    """True for an environment variable that cannot work, whatever the command was about."""
+    return isinstance(error, (RuntimeError, ValueError)) and str(error).startswith("FASTRNN_")
+
+
+def option_error(option: str, error: BaseException) -> UsageError:
+    """The error as one of this option, or of the environment variable that it names."""
+    return UsageError(str(error) if is_setting(error) else f"{option}: {error}")
 
 
 def require(module: str, extra: str = "cli") -> Any:
@@ -47,17 +60,22 @@ def backend_names(asked: str | None) -> list[str]:
     return names
 
 
-def at_least(low: int) -> Any:
+def at_least(low: int, at_most: float = math.inf) -> Any:
     """An argparse type: an int of at least low."""
 
     def parse(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"expected at least {low}, got {value}")
+        if value > at_most:
+            raise argparse.ArgumentTypeError(f"expected at most {at_most}, got {value}")
         return value
 
     parse.__name__ = "int"
     return parse
+
+
+thread_count = at_least(1, _threads.MOST)  # an argparse type
 
 
 def seconds(text: str) -> float:
@@ -71,12 +89,36 @@ def seconds(text: str) -> float:
 seconds.__name__ = "float"
 
 
-def check_folders(args: argparse.Namespace) -> None:
-    """UsageError where --json or --plot name a folder that is not there: before the work, not after it."""
-    for option in ("json", "plot"):
-        path = getattr(args, option)
-        if path and not path.absolute().parent.is_dir():
+def check_outputs(args: argparse.Namespace, *options: str, moved: bool = False) -> None:
+    """UsageError where one of these options names a file that cannot be written: before the work, not after it.
+
+    moved: the file is written beside its place and then moved there.
+    """
+    for option in options:
+        path: Path | None = getattr(args, option)
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        if not folder.is_dir():
             raise UsageError(f"--{option}: there is no directory {path.parent}")
+        if path.is_dir():
+            raise UsageError(f"--{option}: expected a file to write, got the directory {path}")
+        there = path.exists()
+        for place, written in ((path, there), (folder, moved or not there)):
+            if written and not os.access(place, os.W_OK):
+                raise UsageError(f"--{option}: expected a place to write to, got {place}, which is read-only")
+
+
+def print_table(table: Any, console: Any) -> None:
+    """A table of rich's with every figure whole: closer together where the console is narrow, else beyond its edge."""
+
+    def width() -> int:
+        return int(console.measure(table, options=console.options.update(width=10_000)).maximum)
+
+    if table.box and width() > console.width:
+        table.padding = 0
+    table.width = width()
+    console.print(table, crop=False)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 import fastrnn
 
-from ._common import UsageError, require
+from ._common import UsageError, print_table, require
 from ._training import Task, Trainer
 
 # A curve may depart from the float64 reference's, relatively, by this much; and by FACTOR times what the numpy backend
@@ -141,8 +141,9 @@ def show(report: dict[str, Any], console: Any) -> None:
     )
     box = require("rich.box").SIMPLE_HEAD
     table = require("rich.table").Table(
-        title=title, title_justify="left", box=box, collapse_padding=True, pad_edge=False
-    )
+        title=require("rich.text").Text(title, "table.title"), title_justify="left", box=box, collapse_padding=True,
+        pad_edge=False,
+    )  # fmt: skip
     score = "accuracy" if classes else "test MSE"
     for name in ("backend", score, "loss", "off float64", "RNN s", "total s", "speed-up", ""):
         table.add_column(name, justify="left" if name == "backend" else "right", no_wrap=True)
@@ -157,7 +158,7 @@ def show(report: dict[str, Any], console: Any) -> None:
             f"{row['speed_up']:.1f} x" if row["speed_up"] else "-",
             "[green]agrees[/]" if row["agrees"] else "[red]DIFFERS[/]",
         )
-    console.print(table)
+    print_table(table, console)
     console.print(f"agrees: {report['rule']}", style="dim", highlight=False)
     console.print(
         f"threads: cpp {settings['threads']}, BLAS {settings['blas_threads']} (numpy's best)",

@@ -20,11 +20,11 @@ _TORCH = "#2b2d42"
 _ROW, _HEAD, _LEARNING = 0.27, 1.8, 4.4  # inches
 
 
-def check_format(path: Path) -> None:
+def check_format(option: str, path: Path) -> None:
     """UsageError unless the path's ending names a format that matplotlib writes."""
     known = require("matplotlib.figure").Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
-        raise UsageError(f"--plot: expected a name that ends in one of {', '.join(sorted(known))}, got {path.name!r}")
+        raise UsageError(f"{option}: expected a name that ends in one of {', '.join(sorted(known))}, got {path.name!r}")
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
@@ -174,7 +174,8 @@ def _learning(figure: Any, report: Mapping[str, Any]) -> None:
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
     shape = "T {T}, I {I}, H {H}, batch {batch}, {dtype}, threads {threads}".format(**settings)
-    figure.suptitle(f"Learning: {report['task']} ({shape})", x=0.01, ha="left", fontweight="bold")
+    title = f"Learning: {report['task']} ({shape})"
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
 
 
 def _score(score: float, report: Mapping[str, Any]) -> str:

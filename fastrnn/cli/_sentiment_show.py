@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._common import UsageError, require
+from ._common import UsageError, print_table, require
 
 
 def show_evaluation(report: Mapping[str, Any]) -> None:
     """Accuracy, a line for each label, the confusion matrix."""
-    console, table_module = _console(), require("rich.table")
+    console, table_module, plain = _console(), require("rich.table"), require("rich.text").Text  # no markup in labels
     console.print(
         f"{report['texts']} texts: accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}",
         highlight=False,
@@ -20,18 +20,19 @@ def show_evaluation(report: Mapping[str, Any]) -> None:
     for name in ("precision", "recall", "F1", "texts"):
         table.add_column(name, justify="right")
     for label, row in report["labels"].items():
-        table.add_row(label, *[f"{row[name]:.4f}" for name in ("precision", "recall", "f1")], f"{row['texts']:.0f}")
+        shares = [f"{row[name]:.4f}" for name in ("precision", "recall", "f1")]
+        table.add_row(plain(label), *shares, f"{row['texts']:.0f}")
     macro = [f"{report[f'macro_{name}']:.4f}" for name in ("precision", "recall", "f1")]
     table.add_row("macro", *macro, str(report["texts"]), style="bold")
-    console.print(table)
+    print_table(table, console)
     labels = list(report["labels"])
     if len(labels) <= 12:
         matrix = table_module.Table("truth \\ found", box=None, padding=(0, 2))
         for label in labels:
-            matrix.add_column(label, justify="right")
+            matrix.add_column(plain(label), justify="right")
         for label, row in zip(labels, report["confusion"], strict=True):
-            matrix.add_row(label, *map(str, row))
-        console.print(matrix)
+            matrix.add_row(plain(label), *map(str, row))
+        print_table(matrix, console)
 
 
 def show_predictions(texts: Sequence[str], predictions: Sequence[Any]) -> None:
@@ -87,9 +88,8 @@ def _confusion(axes: Any, report: Mapping[str, Any], name: str) -> None:
             for j in places:
                 color = "white" if shares[i][j] > 0.5 else "black"
                 axes.text(j, i, f"{rows[i][j]}\n{shares[i][j]:.1%}", ha="center", va="center", color=color)
-    axes.set_title(
-        f"{Path(name).name}: accuracy {report['accuracy']:.1%}\nmacro F1 {report['macro_f1']:.3f}", loc="left"
-    )
+    title = f"{Path(name).name}: accuracy {report['accuracy']:.1%}\nmacro F1 {report['macro_f1']:.3f}"
+    axes.set_title(title, loc="left", parse_math=False)
 
 
 def _console() -> Any:

@@ -11,10 +11,10 @@ import numpy as np
 from .._speed import arms, report
 from .._speed.arms import OPS
 from .._speed.shapes import Shape
-from ._common import UsageError, require
+from ._common import UsageError, print_table, require
 
 LABELS = {arms.TORCH: "torch"}  # of arms whose names are too long for a table
-NOTE = {"style": "dim", "highlight": False, "soft_wrap": True}
+NOTE = {"style": "dim", "highlight": False, "soft_wrap": True, "markup": False}
 _PARTS = {"forward": ("output", "h_n"), "training": ("d_x", "d_h_0", "d_w_ih", "d_w_hh", "d_b")}
 
 
@@ -87,7 +87,7 @@ def show(found: Mapping[str, Any], console: Any) -> None:
         isa = f" {settings['instruction_set']}" if settings["instruction_set"] else ""
         title = f"{op}: {label(first)}{isa}, {settings['dtype']}, threads {settings['threads']}"
         console.print()
-        console.print(_table(found, op, title))
+        print_table(_table(found, op, title), console)
         means = found["geometric_means"][op].get(first, {})
         factors = {name: 1 / means[name] for name in others(names) if np.isfinite(means.get(name, np.nan))}
         if factors:

@@ -26,7 +26,7 @@ from .._speed.arms import Problem, UnavailableError
 from .._speed.shapes import Shape
 from .._speed.worker import Worker
 from . import _bench_part, _bench_plot, _plot, _speed_part, info
-from ._common import DTYPES, UsageError, at_least, check_folders, require, seconds, write_json
+from ._common import DTYPES, UsageError, at_least, check_outputs, require, seconds, thread_count, write_json
 
 SCHEMA = 1  # of the JSON file
 RIVALS = (arms.TORCH, *peers.PEERS, report.REFERENCE)
@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--shapes", default="default", help=f"{', '.join(shapes.SETS)} or BxTxIxH, comma-separated")
     parser.add_argument("--peers", help=f"of {', '.join(RIVALS)}, comma-separated; default: all that are installed")
-    parser.add_argument("--threads", type=at_least(1), help="of every arm; default: the CPUs this process may use")
+    parser.add_argument("--threads", type=thread_count, help="of every arm; default: the CPUs this process may use")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seconds", type=seconds, help="of timing for each shape; default 1, or 0.1 with --sweep")
     parser.add_argument("--no-memory", action="store_true", help="times only")
@@ -58,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes the files; 1 where a result is wrong or a shape of the sweep is slower."""
     for module in ("rich", "threadpoolctl", *(("matplotlib",) if args.plot else ())):
         require(module)
-    check_folders(args)
+    check_outputs(args, "json", "plot")
     if args.sweep and (args.plot or args.peers):
         raise UsageError("--sweep: expected neither --plot nor --peers with it")
     if args.plot:
-        _plot.check_format(args.plot)
+        _plot.check_format("--plot", args.plot)
     try:
         grid = shapes.parse(args.shapes)
     except ValueError as error:

@@ -22,7 +22,7 @@ from .. import _bounds
 from .._backends import reference
 from .._backends.options import NONLINEARITIES, Array, RnnGradients, RnnOptions
 from .._bounds import Deviation, Problem
-from ._common import DTYPES, UsageError, at_least, backend_names
+from ._common import DTYPES, UsageError, at_least, backend_names, is_setting, thread_count
 
 _OPS = ("forward", "backward")
 _TANH_ULP = {"cpp": 2.0, "numba": 2.0, "numpy": 4.0}  # promise 1; what NumPy documents for its own
@@ -63,7 +63,7 @@ class Case:
     def build(self) -> Problem:
         """Normal x, h_0, d_output, d_h_n; w_hh scaled to a spectral norm of `gain`."""
         T, B, I, H, dtype = self.T, self.B, self.I, self.H, np.dtype(self.dtype)
-        rng = np.random.default_rng([int(os.environ.get("FASTRNN_SEED", "0")), self.seed, T, B, I, H])
+        rng = np.random.default_rng([_seed(), self.seed, T, B, I, H])
 
         def normal(*shape: int) -> Array:
             return rng.standard_normal(shape).astype(dtype)
@@ -107,8 +107,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: both")
     parser.add_argument("--backend", help="one or more of them, comma-separated; default: all available ones")
     parser.add_argument("--isa", help="instruction set of cpp: v4, v3, v2, generic")
-    parser.add_argument("--threads", type=at_least(1), help="threads of cpp")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=thread_count, help="threads of cpp")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--nonlinearity", choices=NONLINEARITIES, default="tanh")
     parser.add_argument("--bias", choices=("both", "ih", "hh", "none"), default="both")
     parser.add_argument("--no-bias", action="store_const", const="none", dest="bias", help="the same as --bias none")
@@ -137,11 +137,12 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     for case, dtype, backend, op in jobs:
         case = replace(case, dtype=dtype)
+        problem = _built(case)
         try:
-            judged, end_to_end = measure(case, op, backend)
+            judged, end_to_end = measure(problem, op, backend)
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-            if str(error).startswith("FASTRNN_"):  # an environment variable, not the kernel
-                raise UsageError(str(error)) from error
+            if is_setting(error):  # not the kernel
+                raise
             failed += 1
             print(f"FAIL  {op:<8}  {backend:<6}  {type(error).__name__}: {error}\n{_repro(case, op, backend, args)}")
             continue
@@ -159,13 +160,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def measure(case: Case, op: str, backend: str) -> tuple[dict[str, Deviation], dict[str, Deviation]]:
+def measure(problem: Problem, op: str, backend: str) -> tuple[dict[str, Deviation], dict[str, Deviation]]:
     """The judged deviation of every tensor, and the one end to end from the reference in the wide dtype."""
-    problem = case.build()
     options = {name: getattr(problem.options, name) for name in _OPTION_NAMES}
     T, B, H = problem.shape
     weights = (problem.w_ih, problem.w_hh)
-    out = np.full((T, B, H), np.nan, case.dtype)  # an element that is forgotten shows
+    out = np.full((T, B, H), np.nan, problem.x.dtype)  # an element that is forgotten shows
     output, h_n = fastrnn.rnn_forward(
         problem.x, problem.h_0, *weights, problem.b_ih, problem.b_hh, **options, backend=backend, out=out
     )
@@ -210,6 +210,23 @@ def _widened(problem: Problem) -> Problem:
 def _one(args: argparse.Namespace) -> Case:
     names = (*"TBIH", "nonlinearity", "bias", *_FLAGS, "gain", "seed")
     return Case(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
+
+
+def _built(case: Case) -> Problem:
+    try:
+        return case.build()
+    except (MemoryError, OverflowError, ValueError) as error:
+        if is_setting(error):
+            raise
+        raise UsageError(f"{case.words()}: expected sizes that fit into memory, got others: {error}") from error
+
+
+def _seed() -> int:
+    """FASTRNN_SEED, which other draws of the same cases have; 0 where it is not set."""
+    text = os.environ.get("FASTRNN_SEED", "0")
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"FASTRNN_SEED: expected an integer of at least 0, got {text!r}")
+    return int(text)
 
 
 def _grid(args: argparse.Namespace) -> Iterator[Case]:

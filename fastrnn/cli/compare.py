@@ -21,7 +21,17 @@ import fastrnn
 
 from .._speed import shapes
 from . import _learning, _plot, _speed_part, info
-from ._common import DTYPES, UsageError, at_least, backend_names, check_folders, require, seconds, write_json
+from ._common import (
+    DTYPES,
+    UsageError,
+    at_least,
+    backend_names,
+    check_outputs,
+    require,
+    seconds,
+    thread_count,
+    write_json,
+)
 
 SCHEMA = 1  # of the JSON file
 
@@ -37,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--only", choices=("learning", "speed"), help="one part; default: both")
     parser.add_argument("--backend", help="one or more of them, comma-separated; default: all available ones")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--threads", type=at_least(1), help="of every arm; default: the CPUs this process may use")
+    parser.add_argument("--threads", type=thread_count, help="of every arm; default: the CPUs this process may use")
     parser.add_argument("--quick", action="store_true", help="3 epochs, 4 shapes, one thread: ends within seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, each round and loss too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it")
@@ -65,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints the tables, writes the files; 1 where a result is wrong."""
     for module in ("rich", "threadpoolctl", *(("matplotlib",) if args.plot else ())):
         require(module)
-    check_folders(args)
+    check_outputs(args, "json", "plot")
     if args.plot:
-        _plot.check_format(args.plot)
+        _plot.check_format("--plot", args.plot)
     dtype = DTYPES[args.dtype]
     names = backend_names(args.backend)
     threads = args.threads or (1 if args.quick else fastrnn.get_num_threads())

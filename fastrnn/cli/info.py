@@ -103,7 +103,7 @@ def _lines(name: str, value: Any) -> list[str]:
     if name == "threads":
         return [f"{value['number']} ({value['why']})"]
     if name == "probe":
-        return [f"{key:<18}{text}" for key, text in _probe_lines(value)] if value else ["needs the native module"]
+        return [value["why"]] if "why" in value else [f"{key:<18}{text}" for key, text in _probe_lines(value)]
     if name == "environment":
         return [f"{key}={text}" for key, text in value.items()] or ["nothing set"]
     return [str(value)]
@@ -132,11 +132,12 @@ def _instruction_set() -> dict[str, Any]:
         return {"active": None, "why": str(error), "list": isas}
 
 
-def _probe(threads: int) -> dict[str, Any] | None:
+def _probe(threads: int) -> dict[str, Any]:
+    """The figures, or why there are none."""
     try:
-        return limits.probe(threads)
-    except RuntimeError:  # an impossible FASTRNN_ISA: collect() says so
-        return None
+        return limits.probe(threads) or {"why": "needs the native module"}
+    except RuntimeError as error:  # an impossible FASTRNN_ISA, threads that the system refuses
+        return {"why": str(error)}
 
 
 def _probe_lines(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -20,10 +20,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ._common import UsageError, at_least, require, write_json
+from ._common import UsageError, at_least, check_outputs, option_error, require, write_json
+from ._plot import check_format
 from ._sentiment_show import draw, show_evaluation, show_predictions
 
 _POOLINGS = ("last", "mean", "max", "mean+max")
+_FORMATS = {"html": (".html", ".htm"), "png": (".png",)}  # what explain writes, and the endings of its name, if any
 
 
 def add_parser(commands: Any) -> None:
@@ -77,7 +79,7 @@ def add_parser(commands: Any) -> None:
 def _add_data(parser: argparse.ArgumentParser, split: str, required: bool = True) -> None:
     parser.add_argument("--data", required=required, metavar="PATH", help="folder or file, or imdb for the download")
     parser.add_argument(
-        "--split", default=split, help=f"the part of a folder or file that names its parts; default {split}"
+        "--split", default=split, help=f"the part of a folder or file that names its parts; '': all; default {split}"
     )
     parser.add_argument("--text-column", metavar="NAME", help="default: text, review, sentence ...")
     parser.add_argument("--label-column", metavar="NAME", help="default: label, sentiment, class ...")
@@ -143,18 +145,18 @@ def _train(args: argparse.Namespace) -> int:
     for module in ("rich", "sklearn", "safetensors"):
         require(module, "sentiment")
     _check_device(args.device)
-    _check_folder("--out", args.out)
-    if args.checkpoint:
-        _check_folder("--checkpoint", args.checkpoint)
+    check_outputs(args, "out", "checkpoint", moved=True)
+    if not (args.stop_words or args.keep_negations):
+        raise UsageError("--drop-negations: expected --stop-words with it, got it alone")
     from ..sentiment import SentimentClassifier, Settings
 
     try:
-        settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+        settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)})
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
-    data = _read(args, args.data)
+        raise _named(args, error) from error
+    data = _read(args, "data", args.split)
     print(f"{len(data)} texts: {_counts(data)}", file=sys.stderr)
-    validation = _read(args, str(args.valid), "valid") if args.valid else None
+    validation = _read(args, "valid", "valid") if args.valid else None
     start = _load(args.start, args.device, "--start") if args.start else None
     began = time.perf_counter()
     try:
@@ -164,7 +166,7 @@ def _train(args: argparse.Namespace) -> int:
         )  # fmt: skip
         model.save(args.out)
     except (ValueError, OSError, FloatingPointError) as error:
-        raise UsageError(str(error)) from error
+        raise _named(args, error) from error
     best = f", the best epoch was {model.history.best}" if model.history.best else ""
     print(f"trained in {time.perf_counter() - began:.0f} s{best}; wrote {args.out}", file=sys.stderr)
     if model.report:
@@ -176,11 +178,12 @@ def _train(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     require("sklearn", "sentiment")
     require("rich", "sentiment")
-    model, data = _load(args.model, args.device), _read(args, args.data)
+    check_outputs(args, "json")
+    model, data = _load(args.model, args.device), _read(args, "data", args.split)
     try:
         report = model.evaluate(data)
     except ValueError as error:
-        raise UsageError(f"{args.data}: {error}") from error
+        raise _named(args, error) from error
     show_evaluation(report)
     if args.json:
         write_json(args.json, report)
@@ -190,7 +193,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     require("rich", "sentiment")
     model = _load(args.model, args.device)
-    texts = [line.rstrip("\n") for line in sys.stdin] if args.text == ["-"] else args.text
+    texts = [line.rstrip("\n") for line in _stdin()] if args.text == ["-"] else args.text
     usable = [text for text in texts if model.tokenizer(text)]
     for number, text in enumerate(texts, 1):
         if not model.tokenizer(text):
@@ -208,12 +211,13 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _plot(args: argparse.Namespace) -> int:
     require("matplotlib", "sentiment")
-    _check_folder("--out", args.out)
+    check_outputs(args, "out")
+    check_format("--out", args.out)
     model = _load(args.model, args.device)
     try:
-        report = model.evaluate(_read(args, args.data)) if args.data else model.report
+        report = model.evaluate(_read(args, "data", args.split)) if args.data else model.report
     except ValueError as error:
-        raise UsageError(f"{args.data}: {error}") from error
+        raise _named(args, error) from error
     draw(model, report, args.data or "held-out texts", args.out)
     print(f"wrote {args.out}", file=sys.stderr)
     return 0
@@ -223,24 +227,27 @@ def _explain(args: argparse.Namespace) -> int:
     require("matplotlib", "sentiment")
     if not args.html and not args.png:
         raise UsageError("expected --html FILE or --png FILE, got none")
-    for option in ("html", "png"):
-        if getattr(args, option):
-            _check_folder(f"--{option}", getattr(args, option))
+    check_outputs(args, *_FORMATS)
+    for option, endings in _FORMATS.items():
+        path = getattr(args, option)
+        if path and path.suffix.lower() not in ("", *endings):
+            raise UsageError(f"--{option}: expected a name that ends in {' or '.join(endings)}, got {path.name!r}")
     from ..sentiment.explain import METHODS, explain
 
     model = _load(args.model, args.device)
-    text = sys.stdin.read() if args.text == "-" else args.text
+    text = _stdin().read() if args.text == "-" else args.text
     try:
         found = explain(model, text, args.label)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise _named(args, error) from error
     method = METHODS[0] if args.method == "integrated" else METHODS[1]
-    for path in (args.html, args.png):
+    for option in _FORMATS:
+        path = getattr(args, option)
         if path:
             try:
-                found.write(path, method)
+                found.write(path, method, format=option)
             except (OSError, ValueError) as error:
-                raise UsageError(f"{path}: {error}") from error
+                raise UsageError(f"--{option}: {error}") from error
             print(f"wrote {path}", file=sys.stderr)
     shares = found.shares(method)
     print(f"{found.label}  {found.probabilities[found.label]:.1%}")
@@ -257,20 +264,36 @@ def _load(path: Path, device: str, option: str = "--model") -> Any:
     try:
         return SentimentClassifier.load(path, device)
     except (ValueError, OSError) as error:
-        raise UsageError(f"{option}: {error}") from error
+        raise option_error(option, error) from error
 
 
-def _read(args: argparse.Namespace, path: str, split: str | None = None) -> Any:
-    """The texts at path; what was skipped goes to standard error."""
+def _named(args: argparse.Namespace, error: Exception) -> UsageError:
+    """An error that begins with the name of an argument, as one of the option that it came from."""
+    name, _, rest = str(error).partition(": ")
+    name = {"validation": "valid"}.get(name, name)
+    return UsageError(f"{_flag(name)}: {rest}" if hasattr(args, name) else str(error))
+
+
+def _stdin() -> Any:
+    """Standard input, read as the files of --data: bytes that are no text become U+FFFD."""
+    stdin: Any = sys.stdin
+    if hasattr(stdin, "reconfigure"):
+        stdin.reconfigure(errors="replace")
+    return stdin
+
+
+def _read(args: argparse.Namespace, option: str, split: str) -> Any:
+    """The texts that --data or --valid names; what was skipped goes to standard error."""
     from ..sentiment import download_imdb, read
 
+    path = str(getattr(args, option))
     try:
         if path == "imdb" and not Path(path).exists():
             print("imdb: looking for ~/.cache/fastrnn/aclImdb, else downloading 80 MB", file=sys.stderr)
             path = str(download_imdb())
-        data = read(path, split or args.split, text=args.text_column, label=args.label_column)
+        data = read(path, split or None, text=args.text_column, label=args.label_column)
     except (ValueError, OSError) as error:
-        raise UsageError(f"--data: {error}") from error
+        raise option_error(f"--{option}", error) from error
     if data.skipped:
         print(f"{path}: {data.report()}", file=sys.stderr)
     return data
@@ -280,8 +303,3 @@ def _counts(data: Any) -> str:
     counts = data.counts()
     words = [f"{label} {count}" for label, count in list(counts.items())[:10]]
     return ", ".join(words) + (f" and {len(counts) - 10} more labels" if len(counts) > 10 else "")
-
-
-def _check_folder(option: str, path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option}: there is no directory {path.parent}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -31,10 +32,15 @@ from ..training import (
 )
 from ..training.layers import POOLINGS
 from .data import Texts, hold_out
-from .text import Tokenizer, Vocabulary, clip_length, load_vectors
+from .text import RULES, Tokenizer, Vocabulary, clip_length, load_vectors
 
 _KIND = "sentiment model"
 _FEW = 1000  # texts: below, a word needs to occur only once to enter the vocabulary
+_OLDER = {"runs": 1, "token_rules": 1}  # settings that files lack which were made before there were such
+_SIZES = ("embedding_size", "hidden_size", "layers", "vocabulary_size", "longest", "batch_size", "epochs", "runs")
+_LEAST = {**dict.fromkeys(_SIZES, 1), "seed": 0, "token_rules": 1}  # of the integers among the settings
+_SHARES = ("dropout", "token_dropout", "balance", "held_out")
+_SWITCHES = ("bidirectional", "stop_words", "keep_negations")
 
 
 @dataclass(frozen=True)
@@ -61,23 +67,21 @@ class Settings:
     runs: int = 1  # trainings from the same parameters, with other batches and dropout, whose results are averaged
     held_out: float = 0.1  # the share of the training texts on which the best epoch is chosen
     seed: int = 0
+    token_rules: int = RULES[-1]  # of the tokenizer; a model keeps those it was trained with
 
     def __post_init__(self) -> None:
-        for name in (
-            "embedding_size",
-            "hidden_size",
-            "layers",
-            "vocabulary_size",
-            "longest",
-            "batch_size",
-            "epochs",
-            "runs",
-        ):
-            _validate.integer(name, getattr(self, name), at_least=1)
-        for name in ("dropout", "token_dropout", "balance", "held_out"):
-            _validate.probability(name, getattr(self, name))
-        for name in ("bidirectional", "stop_words", "keep_negations"):
-            _validate.boolean(name, getattr(self, name))
+        checked: dict[str, Any] = {  # Python's own numbers, which JSON holds, for NumPy's
+            **{name: _validate.integer(name, getattr(self, name), at_least=low) for name, low in _LEAST.items()},
+            **{name: _validate.probability(name, getattr(self, name)) for name in _SHARES},
+            **{name: _validate.boolean(name, getattr(self, name)) for name in _SWITCHES},
+            **{name: _above_0(name, getattr(self, name)) for name in ("rate", "clip_norm")},
+        }
+        if self.patience is not None:
+            checked["patience"] = _validate.integer("patience", self.patience, at_least=0)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.token_rules not in RULES:
+            raise ValueError(f"token_rules: expected one of {', '.join(map(str, RULES))}, got {self.token_rules}")
         if self.pool not in POOLINGS:
             raise ValueError(f"pool: expected one of {', '.join(map(repr, POOLINGS))}, got {self.pool!r}")
         if not 0 < self.held_out < 1:
@@ -100,7 +104,7 @@ class SentimentClassifier:
     def __init__(self, settings: Settings, labels: Sequence[str], vocabulary: Vocabulary, device: str = "cpu") -> None:
         s = settings
         self.settings, self.labels, self.vocabulary = settings, list(labels), vocabulary
-        self.tokenizer = Tokenizer(stop_words=s.stop_words, keep_negations=s.keep_negations)
+        self.tokenizer = _tokenizer(s)
         seeds = np.random.SeedSequence(s.seed).spawn(4)
         dropout = s.dropout / 2 if s.layers > 1 else 0.0
         rnn = RNN(
@@ -142,17 +146,21 @@ class SentimentClassifier:
         vectors and RNN are where training begins; the readout is new.
         With settings.runs > 1 the parameters are the mean of the runs' (a "model soup", Wortsman et al. 2022: for runs
         that begin at a trained model), unless the best run has a higher score on validation; history is that run's.
-        Raises ValueError for data of fewer than two labels, and for a start whose sizes are not those of settings.
+        Raises ValueError for data of fewer than two labels, for validation without a text or with a label that data
+        lacks, and for a start whose sizes are not those of settings.
         """
         settings = Settings() if settings is None else settings
-        if len(data) == 0:
-            raise ValueError(f"data: expected labelled texts, got none; {data.report() or 'the file is empty'}")
+        _check_any("data", data)
         if len(set(data.labels)) < 2:
             raise ValueError(f"data: expected texts of two labels or more, got {len(data)} of {data.labels[0]!r} alone")
-        held = validation
-        if held is None:
+        labels = sorted(set(data.labels))
+        if validation is None:
             data, held = hold_out(data, settings.held_out, settings.seed)
-        tokenizer = Tokenizer(stop_words=settings.stop_words, keep_negations=settings.keep_negations)
+        else:
+            held = validation
+            _check_any("validation", held)
+        held_targets = _numbers("validation", held.labels, labels)
+        tokenizer = _tokenizer(settings)
         tokens = [tokenizer(text) for text in data.texts]
         at_least = 2 if len(tokens) >= _FEW else 1
         vocabulary = Vocabulary.build(tokens, settings.vocabulary_size, at_least)
@@ -161,7 +169,6 @@ class SentimentClassifier:
             vocabulary = Vocabulary(
                 [*start.vocabulary.words, *(w for w in vocabulary.words if w not in start.vocabulary)]
             )
-        labels = sorted(set(data.labels))
         one = cls(settings, labels, vocabulary, device)
         if start is not None:
             one._begin_with(start)
@@ -176,8 +183,9 @@ class SentimentClassifier:
         def loss(y: Array, targets: Array) -> tuple[float, Array]:
             return softmax_cross_entropy(y, targets, class_weights=weights)
 
-        chosen_on = Sequences(one.encode(held.texts), one._targets(held.labels)) if len(held) else None
-        sequences = Sequences(x, one._targets(data.labels))
+        loss.__qualname__ = f"softmax_cross_entropy, balance {settings.balance}"  # by which a checkpoint knows it
+        chosen_on = Sequences(one.encode(held.texts), held_targets) if len(held) else None
+        sequences = Sequences(x, _numbers("data", data.labels, labels))
 
         def train_once(run: int) -> History:
             return fit(
@@ -273,9 +281,8 @@ class SentimentClassifier:
         """
         from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-        if len(data) == 0:
-            raise ValueError(f"data: expected labelled texts, got none; {data.report() or 'the file is empty'}")
-        truth = self._targets(data.labels)
+        _check_any("data", data)
+        truth = _numbers("data", data.labels, self.labels)
         found = self.probabilities(data.texts).argmax(axis=1)
         numbers = list(range(len(self.labels)))
         columns = precision_recall_fscore_support(truth, found, labels=numbers, zero_division=0.0)
@@ -288,14 +295,6 @@ class SentimentClassifier:
             "labels": dict(zip(self.labels, per_label, strict=True)),
             "confusion": confusion_matrix(truth, found, labels=numbers).tolist(),
         }
-
-    def _targets(self, labels: Sequence[str]) -> Array:
-        unknown = sorted(set(labels) - set(self.labels))
-        if unknown:
-            known, got = ", ".join(map(repr, self.labels)), ", ".join(map(repr, unknown[:5]))
-            raise ValueError(f"data: expected labels among {known}, got {got}")
-        number = {label: k for k, label in enumerate(self.labels)}
-        return np.array([number[label] for label in labels], np.int64)
 
     # ---- One file
 
@@ -319,30 +318,67 @@ class SentimentClassifier:
         fastrnn.RNN."""
         _validate.device_name(device)
         arrays, found = load_arrays(path, _KIND)
-        try:
+        with _damaged(path):
             if found["version"] != 1:
                 raise ValueError(f"version {found['version']!r} instead of 1")
             labels, words = found["labels"], found["words"]
-            if not all(isinstance(word, str) for word in [*labels, *words]) or len(set(labels)) != len(labels):
+            if not all(isinstance(word, str) for word in [*labels, *words]) or len(set(labels)) < max(2, len(labels)):
                 raise ValueError("labels or words that are not different texts")
-            given = {"runs": 1, **found["settings"]}  # which files made before there were runs lack
+            given = {**_OLDER, **found["settings"]}
             settings = Settings(**{f.name: given[f.name] for f in fields(Settings)})
             _check_sizes(arrays, settings, len(words), len(labels))
-            one = cls(settings, labels, Vocabulary(words), device)
+            vocabulary = Vocabulary(words)
+        one = cls(settings, labels, vocabulary, device)
+        with _damaged(path):
             one.model.load_state_dict(arrays)
             one.history = History(list(found["history"]), found["best"])
             one.report = dict(found["report"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: expected a sentiment model of fastrnn, got a damaged one: {error}") from None
         return one
 
 
+@contextmanager
+def _damaged(path: Any) -> Iterator[None]:
+    """ValueError that names the file where its parts do not fit together."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a sentiment model of fastrnn, got a damaged one: {error}") from None
+
+
+def _tokenizer(s: Settings) -> Tokenizer:
+    return Tokenizer(stop_words=s.stop_words, keep_negations=s.keep_negations, rules=s.token_rules)
+
+
+def _above_0(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number above 0, got {type(value).__name__}")
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name}: expected a number above 0, got {value}")
+    return float(value)
+
+
+def _check_any(name: str, data: Texts) -> None:
+    if len(data) == 0:
+        raise ValueError(f"{name}: expected labelled texts, got none; {data.report() or 'the file is empty'}")
+
+
+def _numbers(name: str, labels: Sequence[str], known: Sequence[str]) -> Array:
+    """(N) int64, each label's place among the known ones."""
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        wanted, got = ", ".join(map(repr, known)), ", ".join(map(repr, unknown[:5]))
+        raise ValueError(f"{name}: expected labels among {wanted}, got {got}")
+    number = {label: k for k, label in enumerate(known)}
+    return np.array([number[label] for label in labels], np.int64)
+
+
 def _score(logits: Array, targets: Array) -> float:
-    """The mean of accuracy and macro F1: neither a rare label nor the common ones are forgotten."""
+    """The mean of evaluate's accuracy and macro F1: neither a rare label nor the common ones are forgotten."""
     from sklearn.metrics import accuracy_score, f1_score
 
-    found = logits.argmax(axis=1)
-    return 0.5 * float(accuracy_score(targets, found) + f1_score(targets, found, average="macro", zero_division=0.0))
+    found, labels = logits.argmax(axis=1), range(logits.shape[1])
+    f1 = f1_score(targets, found, labels=labels, average="macro", zero_division=0.0)
+    return 0.5 * float(accuracy_score(targets, found) + f1)
 
 
 def _same_sizes(start: Settings, settings: Settings) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import tarfile
 import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             yield cast(TextIO, file)
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path}: expected a whole file, got a damaged one: {error}") from None
 
 
@@ -84,9 +85,10 @@ def read(path: Any, split: str | None = None, *, text: str | None = None, label:
 
     path: a folder as aclImdb has it, <label>/*.txt, or with split "train" or "test" <split>/<label>/*.txt; or a .csv,
     .tsv or .jsonl file, .gz too. Its first line names the columns; text and label are found by the usual names, or
-    named here. split: only the lines whose column "split" says so, where there is one.
+    named here. split: only the lines whose column "split" says so, where there is one, in capitals or not.
 
-    Raises FileNotFoundError, ValueError for a file without such columns; lines it cannot use are in .skipped.
+    Raises FileNotFoundError, ValueError for a file without such columns, and where that of the split has other words on
+    every line; lines it cannot use are in .skipped.
     """
     path = Path(path)
     if path.is_dir():
@@ -127,19 +129,45 @@ def _read_folder(path: Path, split: str | None) -> Texts:
     return found
 
 
-def _column(names: list[str], asked: str | None, usual: tuple[str, ...], path: Path, what: str) -> str:
+def _find(names: list[str], usual: tuple[str, ...]) -> str | None:
     lowered = {name.strip().lower(): name for name in reversed(names)}
-    for name in (asked,) if asked else usual:
-        if name.lower() in lowered:
-            return lowered[name.lower()]
+    return next((lowered[name.lower()] for name in usual if name.lower() in lowered), None)
+
+
+def _column(names: list[str], asked: str | None, usual: tuple[str, ...], path: Path, what: str) -> str:
+    found = _find(names, (asked,) if asked else usual)
+    if found is not None:
+        return found
     raise ValueError(
         f"{path}: expected a column {' or '.join(map(repr, [asked] if asked else usual[:3]))} for the {what}, got the "
         f"columns {', '.join(map(repr, names[:10]))}"
     )
 
 
+class _Split:
+    """Which lines of a file are of the split that was asked for."""
+
+    def __init__(self, asked: str | None) -> None:
+        self.asked, self.taken, self.others = asked, 0, Counter[tuple[str, str]]()
+
+    def takes(self, column: str | None, word: Any) -> bool:
+        """True where the column of the split has this word; where there is none, word is None: True too."""
+        if self.asked is None or word is None or str(word).strip().lower() == self.asked.strip().lower():
+            self.taken += 1
+            return True
+        self.others[str(column), str(word).strip()] += 1
+        return False
+
+    def check(self, path: Path) -> None:
+        """ValueError where all lines are of others."""
+        if self.others and not self.taken:
+            found = [pair for pair, _ in self.others.most_common(5)]
+            words = ", ".join(repr(word[:40]) for _, word in found)
+            raise ValueError(f"{path}: expected lines whose column {found[0][0]!r} says {self.asked!r}, got {words}")
+
+
 def _read_table(path: Path, delimiter: str, split: str | None, text: str | None, label: str | None) -> Texts:
-    found = Texts()
+    found, part = Texts(), _Split(split)
     csv.field_size_limit(_LONGEST_FIELD)
     with open_text(path) as file:
         quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -149,7 +177,8 @@ def _read_table(path: Path, delimiter: str, split: str | None, text: str | None,
             raise ValueError(f"{path}: expected a first line with the names of the columns, got an empty file")
         text_at = names.index(_column(names, text, TEXT_NAMES, path, "text"))
         label_at = names.index(_column(names, label, LABEL_NAMES, path, "label"))
-        split_at = next((i for i, name in enumerate(names) if name.strip().lower() in SPLIT_NAMES), None)
+        column = _find(names, SPLIT_NAMES)
+        split_at = None if column is None else names.index(column)
         while True:
             line = f"line {rows.line_num + 1}"
             try:
@@ -158,11 +187,12 @@ def _read_table(path: Path, delimiter: str, split: str | None, text: str | None,
                 found.skipped.append((line, str(error)))
                 continue
             if row is None:
+                part.check(path)
                 return found
             if len(row) != len(names):
                 if row:
                     found.skipped.append((line, f"{len(row)} columns instead of {len(names)}"))
-            elif split is None or split_at is None or row[split_at].strip().lower() == split:
+            elif part.takes(column, None if split_at is None else row[split_at]):
                 found.add(line, row[text_at], row[label_at])
 
 
@@ -171,7 +201,7 @@ def _without_nul(file: TextIO) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, split: str | None, text: str | None, label: str | None) -> Texts:
-    found, text_name, label_name = Texts(), text, label
+    found, part, text_name, label_name = Texts(), _Split(split), text, label
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -191,19 +221,21 @@ def _read_jsonl(path: Path, split: str | None, text: str | None, label: str | No
                 except ValueError:
                     found.skipped.append((f"line {number}", f"no text or label among {', '.join(list(row)[:5])}"))
                     continue
-            at = next((row[name] for name in SPLIT_NAMES if name in row), None)
-            if split is None or at is None or str(at).lower() == split:
+            column = _find(list(row), SPLIT_NAMES)
+            if part.takes(column, None if column is None else row[column]):
                 found.add(f"line {number}", row[text_name], row[label_name])
+    part.check(path)
     return found
 
 
 def hold_out(data: Texts, share: float, seed: int) -> tuple[Texts, Texts]:
-    """(the rest, the held-out part): this share of every label's texts, drawn with the seed, at least one each."""
+    """(the rest, the held-out part): this share of every label's texts, drawn with the seed, at least one for each."""
     rng, held = np.random.default_rng(seed), set[int]()
     labels = np.asarray(data.labels)
     for label in sorted(set(data.labels)):
         rows = np.flatnonzero(labels == label)
-        held.update(rng.permutation(rows)[: max(1, round(share * len(rows)))].tolist() if len(rows) > 1 else [])
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        held.update(rng.permutation(rows)[:count].tolist() if len(rows) > 1 else [])
     parts = Texts(skipped=data.skipped), Texts()
     for row, (text, label) in enumerate(zip(data.texts, data.labels, strict=True)):
         part = parts[row in held]

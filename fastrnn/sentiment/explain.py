@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _validate
 from .._backends.options import Array
 from ..training import SequenceModel
 from .classifier import SentimentClassifier
@@ -76,7 +77,7 @@ class Explanation:
         bars, heat, norms = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
         places = np.arange(T)
         bars.bar(places, shares, color=np.where(shares > 0, "#008c5a", "#cd3c32"))
-        bars.set_title(f"{self.label}: {method}", loc="left")
+        bars.set_title(f"{self.label}: {method}", loc="left", parse_math=False)
         order = np.argsort(-np.abs(self.states).max(axis=0), kind="stable")[:64]
         image = heat.imshow(self.states[:, order].T, aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1)
         figure.colorbar(image, ax=heat, label="state", pad=0.01)
@@ -97,13 +98,20 @@ class Explanation:
             raise ValueError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
         return self.integrated_gradients if method == METHODS[0] else self.gradient_x_input
 
-    def write(self, path: Any, method: str = METHODS[0]) -> None:
-        """Writes .html, or a picture in the format that the path's ending names."""
+    def write(self, path: Any, method: str = METHODS[0], format: str | None = None) -> None:
+        """Writes a page or a picture, under this very name.
+
+        format: "html" or one of matplotlib's; by default what the path's ending names. ValueError for another one.
+        """
         path = Path(path)
-        if path.suffix.lower() in (".html", ".htm"):
+        format = path.suffix[1:].lower() if format is None else format
+        if format in ("html", "htm"):
             path.write_text(self.html(method), encoding="utf-8")
-        else:
-            self.figure(method).savefig(path, dpi=150)
+            return
+        figure = self.figure(method)
+        if format not in figure.canvas.get_supported_filetypes():
+            raise ValueError(f"{path}: expected the format 'html' or one of matplotlib's, as 'png', got {format!r}")
+        figure.savefig(path, format=format, dpi=150)
 
 
 def explain(model: SentimentClassifier, text: str, label: str | None = None, *, steps: int = 64) -> Explanation:
@@ -113,8 +121,10 @@ def explain(model: SentimentClassifier, text: str, label: str | None = None, *, 
     2017): the same with the gradient averaged along the straight line from zero vectors, by the midpoint rule with
     `steps` points; they add up to score - baseline_score but for the rule's error. No dropout. Computed on the CPU.
 
-    Raises ValueError for a text without words and an unknown label. Memory: steps times the model's for this text.
+    Raises ValueError for a text without words, an unknown label and steps below 1. Memory: steps times the model's for
+    this text.
     """
+    steps = _validate.integer("steps", steps, at_least=1)
     model = model.on("cpu")
     prediction = model.predict([text])[0]
     label = prediction.label if label is None else label

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +19,7 @@ from .._backends.options import Array
 UNKNOWN = "<unknown>"  # token 0 of every vocabulary
 NUMBER = "<number>"  # stands for numbers of more than two digits
 
-_MARKUP = re.compile(r"<[^<>]{0,200}>")
-_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+(?:[.,]\d+)*")
+RULES = (1, 2)  # of the Tokenizer; 1: of models made before there were others
 
 # Function words without sentiment of their own. Negations are listed apart: removing them turns meanings around.
 _STOP_WORDS = (
@@ -33,6 +35,34 @@ _NEGATIONS = (
 STOP_WORDS, NEGATIONS = frozenset(_STOP_WORDS.split()), frozenset(_NEGATIONS.split())
 
 
+class _Rules(NamedTuple):
+    markup: re.Pattern[str]
+    token: re.Pattern[str]
+    digits: Callable[[str], int]  # of a number
+
+
+@cache
+def _rules(number: int) -> _Rules:
+    """1: all between < and > is markup, a combining mark ends a word, the point of a number counts as a digit.
+
+    2: markup begins as tags and comments of HTML do; marks belong to the letter before them (vowels of Devanagari,
+    accents on their own), and so do joiners between letters.
+    """
+    markup, word = r"<[^<>]{0,200}>", r"[^\W\d_]+"
+    digits: Callable[[str], int] = len
+    if number == 2:
+        places = chain(range(0x300, 0x1F000), range(0xE0100, 0xE01F0))  # where Unicode has its marks
+        marks = "".join(chr(place) for place in places if unicodedata.category(chr(place)).startswith("M"))
+        markup = r"<(?=!--|[/!?]?[a-zA-Z])[^<>]{0,200}>"
+        word = rf"[^\W\d_]+(?:(?=[^\0-\xff])(?:[{marks}]+[^\W\d_]*|[\u200c\u200d]+[^\W\d_]+))*"  # (?=): for speed
+        digits = _digits
+    return _Rules(re.compile(markup), re.compile(rf"{word}(?:['’]{word})*|\d+(?:[.,]\d+)*"), digits)
+
+
+def _digits(number: str) -> int:
+    return sum(map(str.isdigit, number))
+
+
 class Tokenizer:
     """Lower-case words and numbers; markup and punctuation go, apostrophes inside a word stay.
 
@@ -40,12 +70,18 @@ class Tokenizer:
         lower: lower case.
         stop_words: True removes STOP_WORDS.
         keep_negations: False removes NEGATIONS too, where stop words are removed.
+        rules: of RULES, the newest by default.
 
-    Numbers of up to two digits are tokens as they are ("7" of "7/10"), longer ones become "<number>".
+    Numbers of up to two digits are tokens as they are ("7" of "7/10", "7.5"), longer ones become "<number>".
     """
 
-    def __init__(self, *, lower: bool = True, stop_words: bool = False, keep_negations: bool = True) -> None:
+    def __init__(
+        self, *, lower: bool = True, stop_words: bool = False, keep_negations: bool = True, rules: int = RULES[-1]
+    ) -> None:
+        if rules not in RULES:
+            raise ValueError(f"rules: expected one of {', '.join(map(str, RULES))}, got {rules!r}")
         self.lower, self.stop_words, self.keep_negations = bool(lower), bool(stop_words), bool(keep_negations)
+        self.rules = int(rules)
         self._removed = frozenset[str]()
         if self.stop_words:
             self._removed = STOP_WORDS if self.keep_negations else STOP_WORDS | NEGATIONS
@@ -54,21 +90,22 @@ class Tokenizer:
         """The tokens of one text; empty for a text without words and numbers."""
         if not isinstance(text, str):
             raise TypeError(f"text: expected str, got {type(text).__name__}")
+        rules = _rules(self.rules)
         if "<" in text:
-            text = _MARKUP.sub(" ", text)
+            text = rules.markup.sub(" ", text)
         if "&" in text:
             text = html.unescape(text)
         if self.lower:
             text = text.lower()
-        tokens = _TOKEN.findall(text.replace("’", "'"))
-        tokens = [NUMBER if len(token) > 2 and token[0].isdigit() else token for token in tokens]
+        tokens = rules.token.findall(text.replace("’", "'"))
+        tokens = [NUMBER if token[0].isdigit() and rules.digits(token) > 2 else token for token in tokens]
         if self._removed:
             tokens = [token for token in tokens if token.lower() not in self._removed]
         return tokens
 
-    def settings(self) -> dict[str, bool]:
+    def settings(self) -> dict[str, Any]:
         """The arguments."""
-        return {"lower": self.lower, "stop_words": self.stop_words, "keep_negations": self.keep_negations}
+        return {name: getattr(self, name) for name in ("lower", "stop_words", "keep_negations", "rules")}
 
 
 class Vocabulary:

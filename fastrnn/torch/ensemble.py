@@ -290,5 +290,5 @@ class RNNEnsemble(torch.nn.Module):
 
 
 def _kind(one: Any) -> str:
-    weight = one.weight_ih_l0
-    return f"{dispatch.NONLINEARITIES.get(one.mode, one.mode)} RNN({one.extra_repr()}) of {weight.dtype} on {weight.device}"
+    weight, name = one.weight_ih_l0, dispatch.NONLINEARITIES.get(one.mode, one.mode)
+    return f"{name} RNN({one.extra_repr()}) of {weight.dtype} on {weight.device}"
