@@ -275,7 +275,8 @@ def _loadable(name: str, value: Any) -> Array:
     elif _validate.gpu(value) is not None:
         value = value.get()
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray) or value.dtype.kind != "f":
-        kind = value.dtype if type(value) is np.ndarray else type(value).__name__
+        masked = isinstance(value, np.ma.MaskedArray)
+        kind = value.dtype if isinstance(value, np.ndarray) and not masked else type(value).__name__
         raise TypeError(f"{name}: expected a floating array or tensor, got {kind}")
     return value
 

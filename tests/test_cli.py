@@ -124,7 +124,7 @@ USAGE = [
     ("check", "--threads", "0"),
     ("check", "--threads", "5000"),
     ("check", "--seed", "-1"),
-    ("check", "--T", "1000000", "--B", "1000000", "--backend", "numpy"),
+    ("check", "--T", "10000000", "--B", "10000000", "--backend", "numpy"),
     ("check", "--T", "1000000000000", "--B", "1000000000000", "--backend", "numpy"),
     ("check", "--T", "100000000000000000000", "--backend", "numpy"),
     ("compare", "--data", "/no/such/file.npy", "--quick"),

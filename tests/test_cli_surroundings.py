@@ -2,6 +2,7 @@
 line and exit code 2 where it cannot go on, and no figure is lost; a bug keeps its traceback.
 """
 
+import codecs
 import importlib.util
 import io
 import json
@@ -60,10 +61,10 @@ def test_check_names_an_impossible_seed() -> None:
 
 
 def test_what_does_not_fit_into_memory_is_one_line(capsys: Any, monkeypatch: Any) -> None:
-    code = cli.main(["check", "--T", "1000000", "--B", "1000000", "--backend", "numpy"])
+    code = cli.main(["check", "--T", "10000000", "--B", "10000000", "--backend", "numpy"])
     assert code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fastrnn check: error: --T 1000000 --B 1000000")
+    assert line.startswith("fastrnn check: error: --T 10000000 --B 10000000")
     assert "expected sizes that fit into memory" in line
 
     def full(*_: Any) -> None:
@@ -74,7 +75,9 @@ def test_what_does_not_fit_into_memory_is_one_line(capsys: Any, monkeypatch: Any
     assert capsys.readouterr().err == "fastrnn info: error: this does not fit into memory: Unable to allocate\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("x: expected"), KeyError("x"), FileNotFoundError(2, "none", "x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("x: expected"), KeyError("x"), FileNotFoundError(2, "none", "x"), BlockingIOError(11, "later")]
+)
 def test_a_bug_is_not_hidden(error: Exception, monkeypatch: Any) -> None:
     def broken(*_: Any) -> None:
         raise error
@@ -82,6 +85,13 @@ def test_a_bug_is_not_hidden(error: Exception, monkeypatch: Any) -> None:
     monkeypatch.setattr("fastrnn.cli.info.collect", broken)
     with pytest.raises(type(error)):
         cli.main(["info"])
+
+
+def test_a_stream_that_cannot_be_changed_is_taken_as_it_is(monkeypatch: Any) -> None:
+    stream = codecs.getwriter("utf-8")(io.BytesIO())
+    monkeypatch.setattr("sys.stdout", stream)
+    assert cli.main(["info"]) == 0
+    assert b"fastrnn" in stream.getvalue()
 
 
 # ---- Threads

@@ -15,6 +15,7 @@ from test_sentiment import SMALL, invented, run, write_csv
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
 
 from fastrnn.sentiment import SentimentClassifier, Settings, Texts
 
@@ -53,6 +54,7 @@ def test_outputs_are_checked_before_the_work(tmp_path: Path, capsys: Any, monkey
     picture = str(tmp_path / "p")
     for words, message in (
         (["train", *data, "--out", folder], f"--out: expected a file to write, got the directory {folder}"),
+        (["train", *data, "--out", os.devnull], "--out: expected a file to write, got the device or pipe"),
         (["train", *data, *out, "--checkpoint", folder], "--checkpoint: expected a file to write, got the directory"),
         (["evaluate", *data, *model, "--json", "none/x"], "--json: there is no directory none"),
         (["evaluate", *data, *model, "--json", folder], "--json: expected a file to write, got the directory"),

@@ -19,6 +19,7 @@ from test_sentiment import SMALL, invented
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
 
 from fastrnn import training
 from fastrnn.sentiment import SentimentClassifier, Settings, Texts, Tokenizer, classifier, explain, hold_out, read

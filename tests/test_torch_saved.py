@@ -274,3 +274,18 @@ def test_imported_where_another_device_is_the_default(torch: Any) -> None:
         "print(x.grad.isfinite().all().item())\n"
     )
     assert output_of(code, FASTRNN_TORCH_NODE="0").strip() == "True"
+
+
+@pytest.mark.parametrize("cell", [False, True])
+def test_parameters_can_be_swapped_after_backward(torch: Any, node: None, cell: bool) -> None:
+    """Of which torch allows no weak references, while the output is still there."""
+    layer, _, output = layer_and_output(torch, cell)
+    output.sum().backward()
+    layer.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert layer.double() is layer
+    assert output.dtype is torch.float32

@@ -13,10 +13,10 @@
 
 namespace fastrnn {
 
-// Whether a call should go on. The caller's thread asks its host (for Python: pending signals) every few milliseconds.
 // How often this process has been the child of a fork, itself and its ancestors.
 unsigned forks();
 
+// Whether a call should go on. The caller's thread asks its host (for Python: pending signals) every few milliseconds.
 class CallControl {
 public:
   using Interrupted = bool (*)(void* context);

@@ -302,6 +302,7 @@ public:
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (SavedVariable& each : saved_) each.reset_data();
+    for (std::optional<Place>& each : weights_) each.reset();  // torch swaps no parameter that a weak reference holds
   }
 
   variable_list apply(variable_list&& upstream) override {

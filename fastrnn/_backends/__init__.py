@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from threading import RLock
+from threading import RLock, get_ident
 from typing import cast
 
 from .options import Implementation
@@ -52,14 +52,31 @@ _loaded: dict[tuple[str, str], Backend] = {}
 # What get() found. Not functools.cache: without the GIL that is locked in each call, and a fork would keep it so.
 _chosen: dict[tuple[str, str], Implementation] = {}
 # A fork waits for imports that other threads have begun: the child would wait for ever for the import's lock. Not for
-# heavy packages: they take locks, logging's for one, that the thread that forks may hold already.
+# heavy packages: they take locks, logging's for one, that the thread that forks may hold already; nor for long, since
+# what hooks into imports may do so too.
 _loading = RLock()
+_forking: set[int] = set()  # threads that hold _loading for a fork
+
+
+def _before_fork() -> None:
+    if _loading.acquire(timeout=5):
+        _forking.add(get_ident())
+
+
+def _after_fork() -> None:
+    if get_ident() in _forking:
+        _forking.discard(get_ident())
+        _loading.release()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def _load(device: str, name: str) -> Backend:
     """The backend with its functions; what its import raised is remembered as the reason."""
+    if (device, name) in _loaded:
+        return _loaded[device, name]
     package = _HEAVY.get(name)
     with _loading if package is None or find_spec(package) is None else nullcontext():
         if (device, name) not in _loaded:

@@ -7,6 +7,7 @@ environment variable, too little memory, an output that cannot be written), 130 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import fastrnn
 
 from . import bench, check, compare, info, sentiment, torch_node
 from ._common import UsageError, is_setting
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF)  # of stdout, where no file has a name
 
 
 class _Version(argparse.Action):
@@ -36,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_parser(commands)
     args = parser.parse_args(argv)
     stdout: Any = sys.stdout
-    if getattr(stdout, "errors", None) == "strict":  # a character that the terminal lacks: \xef
+    if getattr(stdout, "errors", None) == "strict" and hasattr(
+        stdout, "reconfigure"
+    ):  # a character that the terminal lacks: \xef
         stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = args.run(args)
@@ -62,7 +67,7 @@ def _explained(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, MemoryError):
         return f"this does not fit into memory: {error}" if str(error) else "this does not fit into memory"
-    if isinstance(error, OSError) and error.filename is None:  # no file that was to be opened, so stdout
+    if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
         _drop_stdout()
         return f"the output cannot be written: {error}"
     return None

@@ -104,6 +104,8 @@ def check_outputs(args: argparse.Namespace, *options: str, moved: bool = False) 
         if path.is_dir():
             raise UsageError(f"--{option}: expected a file to write, got the directory {path}")
         there = path.exists()
+        if moved and there and not path.is_file():
+            raise UsageError(f"--{option}: expected a file to write, got the device or pipe {path}")
         for place, written in ((path, there), (folder, moved or not there)):
             if written and not os.access(place, os.W_OK):
                 raise UsageError(f"--{option}: expected a place to write to, got {place}, which is read-only")

@@ -129,7 +129,7 @@ def keep(ctx: Any, x: Tensor, h_0: Tensor | None, weights: Sequence[Tensor], out
     ctx.version = witness._version
 
 
-def check_kept(ctx: Any, x: Tensor, weights: Sequence[Tensor], directions: int = 1) -> None:
+def check_kept(ctx: Any, x: Tensor, weights: Sequence[Tensor]) -> None:
     """RuntimeError where x or a matrix is not what forward saw. A hook's copy of a parameter is its own business."""
     places = getattr(ctx, "places", None)
     if places is None:  # the compiled node, which looks itself
@@ -260,7 +260,7 @@ def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[
     foreign = _foreign(d_output) or _foreign(d_h_n)
     if not (foreign or torch.is_grad_enabled() or dispatch.transformed()):
         x, h_0, *weights, output = ctx.saved_tensors
-        check_kept(ctx, x, weights, len(ctx.options))
+        check_kept(ctx, x, weights)
         if ctx.witness._version != ctx.version:
             _check_saved(*upstream, None, x, h_0, ctx.options, weights)
             output, _ = rnn_layer(x, h_0, ctx.options, *weights)
@@ -272,7 +272,7 @@ def _backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None) -> tuple[
     from . import derivatives, stepwise  # which are made of this module
 
     x, h_0, *weights, _ = ctx.saved_tensors  # the tape has no history, and may have been modified
-    check_kept(ctx, x, weights, len(ctx.options))
+    check_kept(ctx, x, weights)
     if foreign:
         return derivatives.gradients_by_steps(*upstream, x, h_0, ctx.options, weights, ctx.needs_input_grad)
     _check_saved(*upstream, None, x, h_0, ctx.options, weights)

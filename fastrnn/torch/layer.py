@@ -98,7 +98,8 @@ class RNN(RNNBase):
     (output.data, output.numpy()) is not noticed. Nor may parameters get other memory before backward (Module.half(),
     Module.to(), parameter.data = ...): RuntimeError, where torch.nn.RNN goes on with the old values.
 
-    Memory: output, which is also all that backward needs of the forward pass; parameters and input are read where they
+    Memory: output, which is also all that backward needs of the forward pass (in compiled code that records, a copy of
+    it, since the output may be modified); parameters and input are read where they
     are (halves: copies in float32, kept for backward). Results lie in memory of NumPy's, which resize_ cannot enlarge,
     or, short calls by the compiled node (`fastrnn torch-node`), in torch's.
 

@@ -13,7 +13,7 @@ from .._backends.options import Array
 from .._device import check_kind
 
 _POOL = 50  # batches whose rows are sorted by length together
-_PIECE = 1 << 24  # bytes hashed at a time: of a strided array or a file, more is never copied
+_PIECE = 1 << 24  # bytes hashed at a time, about: what is strided, or mapped from a file, is copied in pieces
 
 
 class Batch(NamedTuple):
@@ -103,7 +103,7 @@ class Sequences:
         x = _gather(self.x, rows, T, ragged)
         mask = np.arange(T)[:, None] < lengths if ragged else None
         if mask is not None and isinstance(self.x, np.ndarray):
-            x = np.where(mask if x.ndim == 2 else mask[..., None], x, x.dtype.type(0))
+            x[~mask] = 0
         if self.every_step:
             return Batch(x, lengths if ragged else None, _gather(self.targets, rows, T, ragged), mask)
         return Batch(x, lengths if ragged else None, cast(Array, self.targets)[rows], None)

@@ -78,7 +78,7 @@ def fit(
             and among equals, or without it, that of the lowest validation loss; NaN is below all other scores. It, and
             loss there, get NumPy arrays.
         patience: epochs without a better one after which training stops.
-        schedule: what multiplies the rate, by the share of the training that is done: cosine, warm_up(0.1, linear) ...
+        schedule: what multiplies the rate, by the share that is done, and by nothing else: cosine, warm_up(0.1, linear)
         clip_norm, clip_value: limits on the gradients (the norm first, then each element).
         l1, l2: l1 |w| + l2 w^2 / 2 is added to the loss for every weight, not for biases (and not to the loss shown).
         window: truncated BPTT: a batch is walked in pieces of this many steps, with one optimizer step for each; the
