@@ -6,161 +6,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import torch_calls
-from helpers.cases import Case, Problem
+from helpers.cases import Case
 from helpers.checks import same_results
 from helpers.compare import assert_same_bits
 from helpers.kernels import Kernel, native
-from helpers.processes import output_of
+from helpers.native_tensors import backward_tensors, dtypes_of_torch, forward_tensors
 
 import fastrnn
 
+__all__ = ["dtypes_of_torch"]  # used by every test
+
 pytestmark = pytest.mark.skipif(isinstance(native(), ImportError), reason="the native module is not available")
 Array = np.ndarray[Any, Any]
-
-
-class Tensor:
-    """What the native module asks of a torch.Tensor."""
-
-    def __init__(
-        self, array: Array, dense: bool = True, negated: bool = False, at: Any = None, count: Any = None
-    ) -> None:
-        self.array, self.dense, self.negated = array, dense, negated
-        self.at = array.ctypes.data * bool(array.size) if at is None else at
-        self.count = array.size if count is None else count
-
-    def answer(self, value: Any) -> Any:
-        if isinstance(value, Exception):
-            raise value
-        return value
-
-    def is_contiguous(self) -> Any:
-        return self.answer(self.dense)
-
-    def is_neg(self) -> Any:
-        return self.answer(self.negated)
-
-    def data_ptr(self) -> Any:
-        return self.answer(self.at)
-
-    def numel(self) -> Any:
-        return self.answer(self.count)
-
-
-def tensor(array: Array | None) -> Tensor | None:
-    return None if array is None else Tensor(array)
-
-
-def sizes(p: Problem) -> tuple[int, int, int, int]:
-    return (*p.x.shape[:2], p.x.shape[2], p.H)  # type: ignore[return-value]
-
-
-def forward_tensors(p: Problem, **other: Any) -> Any:
-    arrays = {name: getattr(p, name) for name in ("x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh")}
-    given = {**{name: tensor(a) for name, a in arrays.items()}, **other}
-    wide = p.x.dtype == np.float64
-    return native().forward_tensors(*given.values(), *sizes(p), wide, p.nonlinearity == "relu", p.reverse, 2)
-
-
-def backward_tensors(p: Problem, output: Array, needs: tuple[bool, ...] = (True,) * 5, **other: Any) -> Any:
-    arrays = {name: getattr(p, name) for name in ("d_output", "d_h_n", "x", "h_0", "w_ih", "w_hh")}
-    given = {**{name: tensor(a) for name, a in arrays.items()}, **other}
-    given = {"d_output": given.pop("d_output"), "d_h_n": given.pop("d_h_n"), "output": tensor(output), **given}
-    wide, relu = p.x.dtype == np.float64, p.nonlinearity == "relu"
-    return native().backward_tensors(*given.values(), *sizes(p), wide, *needs, relu, p.reverse, 2)
-
-
-CASES = [
-    Case(T=5, B=3, I=4, H=9, seed=1),
-    Case(T=20, B=16, I=33, H=65, reverse=True, seed=2),  # long enough for the GIL to be released
-    Case(T=4, B=2, I=3, H=5, nonlinearity="relu", h_0=False, bias="none", seed=3),
-    Case(T=0, B=2, I=3, H=5, seed=4),
-    Case(T=3, B=0, I=3, H=5, seed=5),
-    Case(T=3, B=2, I=0, H=5, seed=6),
-]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_tensors_give_the_bits_of_arrays(dtype: str, case: Case) -> None:
-    """forward_tensors and backward_tensors: h_n and d_h_0 have torch's leading 1; what is not needed is None."""
-    p = Case(**{**vars(case), "dtype": dtype}).build()
-    kernel = Kernel("cpp", native().active_isa())
-    output, h_n = forward_tensors(p)
-    same_results((output, h_n[0]), kernel.forward(p), "forward")
-    want = list(kernel.backward(p, output))
-    d_x, d_h_0, *d_weights = backward_tensors(p, output)
-    same_results((d_x, d_h_0[0], *d_weights), want, "backward")
-    assert backward_tensors(p, output, (False,) * 5) == (None,) * 5
-    only_h_n = p.but(d_output=None)
-    same_results((backward_tensors(only_h_n, output)[0],), (kernel.backward(only_h_n, output).d_x,), "d_h_n alone")
-    if p.d_h_n is not None:
-        only_output = p.but(d_h_n=None)
-        same_results((backward_tensors(only_output, output)[0],), (kernel.backward(only_output, output).d_x,), "alone")
-
-
-@pytest.mark.parametrize("case", CASES[:3], ids=lambda case: case.id)
-def test_the_calls_for_compiled_code_give_the_bits_of_arrays(dtype: str, case: Case) -> None:
-    """torch_calls: what comes from above may have any strides."""
-    p = Case(**{**vars(case), "dtype": dtype}).build()
-    p = p.but(d_output=p.d_output[::-1, :, ::-1], d_h_n=np.broadcast_to(p.d_h_n[:1], p.d_h_n.shape))
-    kernel, calls = Kernel("cpp", native().active_isa()), torch_calls.of(native().torch_calls)
-    assert calls.version == 1
-    output, h_n = torch_calls.forward(calls, p)
-    same_results((output, h_n), kernel.forward(p), "forward")
-    same_results(torch_calls.backward(calls, p, output), list(kernel.backward(p, output)), "backward")
-
-
-def test_the_calls_for_compiled_code_set_exceptions(dtype: str) -> None:
-    calls = torch_calls.of(native().torch_calls)
-    problem = torch_calls.Problem(1, 1 << 57, 1, 5, dtype == "float64", 0, 0, 1)
-    asked = torch_calls.Backward(problem=problem, d_x=8, x=8, output=8, w_ih=8, w_hh=8, d_output=8)
-    with pytest.raises(MemoryError):
-        calls.backward(asked)
-    code = f"""
-from helpers import torch_calls
-from fastrnn import _fastrnn_cpu
-from helpers.cases import Case
-try:
-    torch_calls.forward(torch_calls.of(_fastrnn_cpu.torch_calls), Case(T=1, B=1, I=1, H=1, dtype={dtype!r}).build())
-except RuntimeError as error:
-    print(error)
-"""
-    head = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
-    assert output_of(head + code, FASTRNN_ISA="v9") == "FASTRNN_ISA: expected one of v4, v3, v2, generic, got 'v9'"
-
-
-@pytest.mark.parametrize("how", [{"dense": False}, {"negated": True}, {"at": 1 << 40 | 1}, {"at": 0}], ids=str)
-def test_tensors_that_are_not_simply_memory_are_left_to_the_caller(dtype: str, how: dict[str, Any]) -> None:
-    p = Case(T=3, B=2, I=3, H=5, dtype=dtype).build()
-    output = np.zeros(p.output_shape, dtype)
-    assert forward_tensors(p, w_ih=Tensor(p.w_ih, **how)) is None
-    assert backward_tensors(p, output, w_ih=Tensor(p.w_ih, **how)) is None
-
-
-@pytest.mark.parametrize(
-    ("how", "kind"),
-    [
-        ({"dense": ZeroDivisionError()}, ZeroDivisionError),
-        ({"negated": ZeroDivisionError()}, ZeroDivisionError),
-        ({"at": ZeroDivisionError()}, ZeroDivisionError),
-        ({"at": "7"}, TypeError),
-        ({"at": -1}, OverflowError),
-        ({"at": 0, "count": ZeroDivisionError()}, ZeroDivisionError),
-        ({"at": 0, "count": "7"}, TypeError),
-    ],
-    ids=str,
-)
-def test_what_a_tensor_raises_comes_out(dtype: str, how: dict[str, Any], kind: type[Exception]) -> None:
-    p = Case(T=3, B=2, I=3, H=5, dtype=dtype).build()
-    with pytest.raises(kind):
-        forward_tensors(p, x=Tensor(p.x, **how))
-    with pytest.raises(kind):
-        backward_tensors(p, np.zeros(p.output_shape, dtype), x=Tensor(p.x, **how))
 
 
 def arguments(dtype: str, T: int = 3, B: int = 2, I: int = 4, H: int = 5) -> dict[str, Any]:
