@@ -68,7 +68,6 @@ const T* address(const py::object& tensor, bool& fits) {
 // in front that have one element may lack.
 template <class T>
 const T* address(const py::object& tensor, std::initializer_list<index> sizes, bool& fits) {
-  if (tensor.is_none()) return nullptr;
   const py::object shape = get(tensor.ptr(), names().shape);
   if (!PyTuple_Check(shape.ptr())) throw py::type_error("shape: expected a tuple");
   const auto given = static_cast<std::size_t>(PyTuple_GET_SIZE(shape.ptr()));
