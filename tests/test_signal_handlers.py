@@ -6,10 +6,11 @@ with calls of its own, and a call on one thread ends there too.
 import signal
 
 import pytest
+from helpers.kernels import native
 from helpers.processes import output_of
 
 pytestmark = [
-    pytest.mark.native,
+    pytest.mark.skipif(isinstance(native(), ImportError), reason="the native module is not available"),
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX signals"),
 ]
 
