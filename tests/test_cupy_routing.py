@@ -229,6 +229,20 @@ close(backward(on_gpu(h_0[0]))[0], host.forward_train(x[0])[1](h_0[0])[0])
 
 # ---- fastrnn.torch
 
+NATIVE = """
+import torch
+import fastrnn._backends as registry
+from fastrnn._backends.options import RnnGradients
+def forward(x, h, w_ih, w_hh, b_ih, b_hh, out):
+    states = []
+    for x_t in x:
+        h = torch.tanh(x_t @ w_ih.T + b_ih + b_hh + h @ w_hh.T)
+        states.append(h)
+    out[...] = torch.stack(states)
+    return out, h
+def zeros(x, h_0, w_ih, w_hh):
+    return RnnGradients(x * 0, h_0 * 0, w_ih * 0, w_hh * 0, w_hh[0] * 0)
+"""  # what stand-ins for the native CUDA module compute
 TORCH = """
 import torch, torch.utils.flop_counter, types
 from fastrnn.torch import dispatch, gpu
@@ -342,25 +356,19 @@ def test_torch_prefers_the_native_backend(torch: object) -> None:
     """A stand-in for the native module: it gets tensors as they are, and CuPy is not asked."""
     code = (
         TORCH
+        + NATIVE
         + """
-import fastrnn._backends as registry
-from fastrnn._backends.options import RnnGradients
 class Native:
     calls = []
     @staticmethod
     def rnn_forward(x, h_0, w_ih, w_hh, b_ih, b_hh, options, out=None, packed=None):
         assert all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in (x, w_ih, w_hh, out))
         Native.calls.append("forward")
-        h, states = h_0, []
-        for x_t in x:
-            h = torch.tanh(x_t @ w_ih.T + b_ih + b_hh + h @ w_hh.T)
-            states.append(h)
-        out[...] = torch.stack(states)
-        return out, h
+        return forward(x, h_0, w_ih, w_hh, b_ih, b_hh, out)
     @staticmethod
     def rnn_backward(d_output, d_h_n, output, x, h_0, w_ih, w_hh, options, needs):
         Native.calls.append("backward")
-        return RnnGradients(x * 0, h_0 * 0, w_ih * 0, w_hh * 0, w_hh[0] * 0)
+        return zeros(x, h_0, w_ih, w_hh)
 registry._loaded["cuda", "cuda"] = registry.Backend("cuda", "cuda", True, functions=Native)
 ours, stock = twins()
 x, hx = torch.randn(6, 3, 5, dtype=torch.float64), torch.randn(1, 3, 9, dtype=torch.float64)

@@ -3,7 +3,7 @@ backends get them settled. Through the stand-ins of test_cupy_routing.py."""
 
 from __future__ import annotations
 
-from test_cupy_routing import TORCH, needs_compiler, run
+from test_cupy_routing import NATIVE, TORCH, needs_compiler, run
 
 LAZY = """
 def lazy(t):
@@ -44,26 +44,20 @@ def test_the_native_backend_gets_settled_tensors(torch: object) -> None:
     code = (
         TORCH
         + LAZY
+        + NATIVE
         + """
-import fastrnn._backends as registry
-from fastrnn._backends.options import RnnGradients
 def check(*tensors):
     assert not any(t is not None and (t.is_neg() or t._is_zerotensor()) for t in tensors)
 class Native:
     @staticmethod
     def rnn_forward(x, h_0, w_ih, w_hh, b_ih, b_hh, options, out=None, packed=None):
         check(x, h_0, w_ih, w_hh, b_ih, b_hh)
-        h, states = h_0, []
-        for x_t in x:
-            h = torch.tanh(x_t @ w_ih.T + b_ih + b_hh + h @ w_hh.T)
-            states.append(h)
-        out[...] = torch.stack(states)
-        return out, h
+        return forward(x, h_0, w_ih, w_hh, b_ih, b_hh, out)
     @staticmethod
     def rnn_backward(d_output, d_h_n, output, x, h_0, w_ih, w_hh, options, needs):
         check(d_output, d_h_n, output, x, h_0, w_ih, w_hh)
         print("backward")
-        return RnnGradients(x * 0, h_0 * 0, w_ih * 0, w_hh * 0, w_hh[0] * 0)
+        return zeros(x, h_0, w_ih, w_hh)
 registry._loaded["cuda", "cuda"] = registry.Backend("cuda", "cuda", True, functions=Native)
 pretend()
 for d in above:
