@@ -78,7 +78,8 @@ def rnn_forward(
     operands and as results; the others keep them, which costs much time on some CPUs.
 
     Memory: the results; masks that are not C-contiguous are copied; "cpp" and "numba" take a workspace of the size of
-    the weights and of a few time steps. The first call on "numba" compiles, or reads what was compiled from disk.
+    the weights and of a few time steps. What "cpp" takes of it, results too, it keeps for its next calls when it is
+    freed, up to FASTRNN_KEPT_MIB, 128. The first call on "numba" compiles, or reads what was compiled from disk.
     """
     given = x
     x, h_0, w_ih, w_hh, batch_sizes, B = _validate.problem(x, h_0, w_ih, w_hh, batch_sizes)
@@ -157,7 +158,8 @@ def rnn_backward(
     to eps |h| / alpha, and lose which units of relu are active; so a_t is computed again from x and output, all rows of
     some steps at once, with "cpp" to the bits of rnn_forward. Its cost is that of one forward pass in large products.
 
-    Memory: the results, and with "cpp" and "numba" a workspace of the size of the weights and of a chunk of time steps.
+    Memory: the results, and with "cpp" and "numba" a workspace of the size of the weights and of a chunk of time steps;
+    kept for the next calls as in rnn_forward.
     """
     if d_output is None and d_h_n is None:
         raise ValueError("d_output: expected an array where d_h_n is None, got None for both")

@@ -264,7 +264,8 @@ class RNN(Layer):
     def _forward(self, call: _Call, tape: list[_Pass] | None, every: list[Array] | None = None) -> tuple[Array, Array]:
         """output (T, B, D * H), h_n; with a tape, masks are drawn and the pass through each layer is appended. Each
         layer's output is appended to every."""
-        run = _backends.get(self.backend, self.device).rnn_forward
+        backend = _backends.get(self.backend, self.device)
+        run, new = backend.rnn_forward, backend.empty if self._home is None else self._xp.empty
         x, H, D = call.x, self.hidden_size, len(call.options)
         states = []
         expected = call.options
@@ -277,8 +278,7 @@ class RNN(Layer):
                 noise = self._draw_input_noise(layer, x)
                 x = x if noise is None else cast(Array, x) * noise
                 masked = self._draw_masks(x, call.options)
-            shape = (*x.shape[:2], D * H)
-            output = empty(shape, self.dtype) if self._home is None else self._xp.empty(shape, self.dtype)
+            output = new((*x.shape[:2], D * H), self.dtype)
             weights = [self._weights(layer * D + way) for way in range(D)]
             inputs, w_ih = _inputs(x, weights)
             for way, options in enumerate(masked):

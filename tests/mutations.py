@@ -65,6 +65,7 @@ CAUGHT_BY = {
     "guard_pages::test_nothing_is_touched_beside_an_array": "whole_vector_read whole_vector_written",
     "guard_pages::test_nothing_is_touched_beside_weights_that_are_packed_for_good": "whole_panel_read",
     "allocation_failures": "refused_memory_leaks written_before_memory_is_there",
+    "kept_memory": "kept_memory_taken_twice kept_memory_without_end",
     "float_environment": "float_environment_of_the_caller",
     "nan": "reset_multiplies_in_backward",
     "determinism::test_kept_packed_weights_give_the_same_bits": "packed_weights_stale",

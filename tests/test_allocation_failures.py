@@ -119,13 +119,14 @@ def shim(tmp_path_factory: Any) -> str:
     return str(library)
 
 
-def test_whichever_allocation_fails_nothing_is_lost(shim: str) -> None:
+@pytest.mark.parametrize("kept", ["0", "128"])  # MiB between calls: with some a call takes less from malloc
+def test_whichever_allocation_fails_nothing_is_lost(shim: str, kept: str) -> None:
     import json
 
     head = f"import sys\nsys.path.insert(0, {str(HELPERS.parent)!r})\n"
-    report = json.loads(output_of(head + CODE, timeout=300, LD_PRELOAD=shim))
+    report = json.loads(output_of(head + CODE, timeout=300, LD_PRELOAD=shim, FASTRNN_KEPT_MIB=kept))
     assert len(report) == 14
     for name, (count, grown, messages) in report.items():
         assert count >= 1, f"{name}: no allocation was refused"
         assert grown < 1, f"{name}: {grown} blocks are left behind by {count} refused allocations"
-        assert messages >= 1, f"{name}: no message names the bytes needed"
+        assert messages >= 1 or kept != "0", f"{name}: no message names the bytes needed"

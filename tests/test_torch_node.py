@@ -127,10 +127,9 @@ def test_what_records(torch: Any, node: bool, call: Any) -> None:
 
 
 @pytest.mark.parametrize("which", ["x", "h", "w_ih", "w_hh"])
-@pytest.mark.parametrize("how", ["transposed", "negated", "misaligned", "large"])
+@pytest.mark.parametrize("how", ["transposed", "negated", "misaligned"])
 def test_what_is_not_plain_memory_is_left_to_python(torch: Any, call: Any, how: str, which: str) -> None:
-    sizes = {"B": 4, "I": 4, "H": 4} if how != "large" else {"B": 1, "I": 8, "H": 1100}
-    module, x, h, run = call(**sizes)
+    module, x, h, run = call(B=4, I=4, H=4)
 
     def odd(value: Any) -> Any:
         value = value.detach()
@@ -138,9 +137,7 @@ def test_what_is_not_plain_memory_is_left_to_python(torch: Any, call: Any, how: 
             return value.mT
         if how == "negated":
             return torch._neg_view(value)
-        if how == "misaligned":
-            return _misaligned(torch, value)
-        return value
+        return _misaligned(torch, value)
 
     given = {"x": x, "h": h}
     if which in given:

@@ -22,6 +22,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/ensemble.h"
+#include "bindings/new_array.h"
 #include "bindings/python_call.h"
 #include "bindings/tensors.h"
 #include "bindings/training.h"
@@ -257,7 +258,7 @@ py::object short_step(const py::object& x, const py::object& h, const std::array
   }
   const std::array<index, 2> extents{n.B, n.H};
   const auto* const first = extents.data() + (single ? 1 : 0);
-  py::array_t<T> next(py::array::ShapeContainer(first, extents.data() + 2));
+  auto next = new_array<T>(first, single ? 1 : 2);
   const std::unique_ptr<T[]> h_n(new T[static_cast<std::size_t>(n.B * n.H)]);
   p.output = {next.mutable_data(), 0, n.H};
   p.h_n = {h_n.get(), n.H};
@@ -474,6 +475,7 @@ PYBIND11_MODULE(_fastrnn_cpu, m, py::mod_gil_not_used()) {
   m.attr("faults") = faults;
 #endif
   bind_ensemble(m);
+  bind_new_array(m);
   bind_tensors(m);
   bind_training(m);
   m.def("pack_weights", &pack, py::arg("w_ih"), py::arg("w_hh"), py::arg("isa") = py::none());

@@ -8,10 +8,15 @@
 #include <exception>
 #include <initializer_list>
 #include <new>
+#include <stdexcept>
+#include <string>
 
+#include "bindings/new_array.h"
 #include "bindings/python_call.h"
 #include "cpu/dispatch.h"
+#include "cpu/kept_memory.h"
 #include "cpu/passes.h"
+#include "cpu/workspace.h"
 #include "torch/rnn_calls.h"
 
 namespace fastrnn {
@@ -82,7 +87,7 @@ const T* address(const py::object& tensor, std::initializer_list<index> sizes, b
 
 template <class T>
 py::array_t<T> array(std::initializer_list<index> shape) {
-  return py::array_t<T>(py::array::ShapeContainer(shape.begin(), shape.end()));
+  return new_array<T>(shape.begin(), static_cast<int>(shape.size()));
 }
 
 template <class T>
@@ -212,6 +217,8 @@ int guarded(Run run) {
     error.restore();
   } catch (const std::bad_alloc& error) {
     PyErr_SetString(PyExc_MemoryError, error.what());
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
@@ -226,7 +233,16 @@ int backward_call(const FastrnnBackward* p) {
   return guarded([&] { p->problem.wide ? run_backward<double>(*p) : run_backward<float>(*p); });
 }
 
-FastrnnTorchCalls calls{FASTRNN_TORCH_CALLS_VERSION, &forward_call, &backward_call};
+void* take_call(std::size_t bytes) {
+  void* block = nullptr;
+  const int failed = guarded([&] {
+    block = take_memory(bytes);
+    if (!block) throw OutOfMemory(std::to_string(bytes));
+  });
+  return failed ? nullptr : block;
+}
+
+FastrnnTorchCalls calls{FASTRNN_TORCH_CALLS_VERSION, &forward_call, &backward_call, &take_call, &give_memory};
 
 }  // namespace
 

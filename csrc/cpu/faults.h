@@ -29,6 +29,8 @@
   X(whole_panel_read, "of a panel that is not full the last weight is read, too, and dropped")                   \
   X(refused_memory_leaks, "a workspace that is refused leaves a block behind")                                   \
   X(written_before_memory_is_there, "h_n is written before the workspace is there")                              \
+  X(kept_memory_taken_twice, "a block that is taken stays among those that are kept")                            \
+  X(kept_memory_without_end, "whatever is freed is kept, beyond the limit, too")                                 \
   X(sum_block_skipped, "the canonical sum lacks its second block")                                               \
   X(short_call_block_repeated, "weights not packed ahead: each block of the sum takes the row's first elements") \
   X(tiles_beyond_a_run_missed,                                                                                   \

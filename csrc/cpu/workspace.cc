@@ -1,10 +1,9 @@
 #include "workspace.h"
 
-#include <cstdint>
-#include <cstdlib>
 #include <limits>
 
 #include "faults.h"
+#include "kept_memory.h"
 
 namespace fastrnn {
 
@@ -28,13 +27,11 @@ index Workspace::reserve(index bytes) {
 }
 
 void Workspace::allocate() {
-  memory_ = static_cast<unsigned char*>(std::malloc(static_cast<std::size_t>(size_ + alignment)));
-  if (!memory_ && fault(Fault::refused_memory_leaks)) base_ = static_cast<unsigned char*>(std::malloc(64));
-  if (!memory_) throw OutOfMemory(std::to_string(size_));
-  const auto address = reinterpret_cast<std::uintptr_t>(memory_);
-  base_ = memory_ + (alignment - static_cast<index>(address % alignment)) % alignment;
+  base_ = static_cast<unsigned char*>(take_memory(static_cast<std::size_t>(size_)));
+  if (!base_ && fault(Fault::refused_memory_leaks)) base_ = static_cast<unsigned char*>(take_memory(64));
+  if (!base_) throw OutOfMemory(std::to_string(size_));
 }
 
-Workspace::~Workspace() { std::free(memory_); }
+Workspace::~Workspace() { give_memory(base_); }
 
 }  // namespace fastrnn

@@ -50,7 +50,6 @@ private:
   index reserve(index bytes);
 
   index size_ = 0;
-  unsigned char* memory_ = nullptr;
   unsigned char* base_ = nullptr;
 };
 

@@ -8,7 +8,7 @@
 #include <stddef.h>
 
 #define FASTRNN_TORCH_CALLS "fastrnn._fastrnn_cpu.torch_calls"
-#define FASTRNN_TORCH_CALLS_VERSION 1
+#define FASTRNN_TORCH_CALLS_VERSION 2
 
 extern "C" {
 
@@ -37,6 +37,9 @@ struct FastrnnTorchCalls {
   int version;
   int (*forward)(const struct FastrnnForward*);
   int (*backward)(const struct FastrnnBackward*);
+  // Memory for a large result, aligned to a cache line (csrc/cpu/kept_memory.h); null: a Python exception is set
+  void* (*take)(size_t bytes);
+  void (*give)(void* memory);
 };
 
 }  // extern "C"

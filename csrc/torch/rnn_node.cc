@@ -6,8 +6,10 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
 #include <Python.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Exceptions.h>
@@ -41,9 +43,6 @@ using torch::autograd::variable_list;
 
 const FastrnnTorchCalls* calls = nullptr;  // set once, by start()
 PyObject* in_python = nullptr;             // backward of what is not plain
-
-// From here on NumPy, which makes the results of the Python path, asks for huge pages; Python's time is nothing then.
-constexpr double large_bytes = 1 << 22;
 
 class Gil {  // which the engine does not hold
 public:
@@ -100,7 +99,25 @@ const void* data(const Tensor& t) {
 
 const void* data_or_null(const Tensor& t) { return t.defined() ? data(t) : nullptr; }
 
+// The GIL is held or not
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
+  constexpr double least_kept = 1 << 16, most = 1LL << 60;
+  double bytes = static_cast<double>(c10::elementSize(type));  // doubles do not overflow
+  for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+  if (bytes >= least_kept && bytes < most) {
+    void* const memory = [&] {
+      const Gil gil;
+      void* const taken = calls->take(static_cast<std::size_t>(bytes));
+      if (!taken) throw_python_error();
+      return taken;
+    }();
+    return at::for_blob(memory, sizes)
+        .context(memory, calls->give)
+        .allocator(c10::GetCPUAllocator())
+        .resizeable_storage()
+        .options(at::TensorOptions(type))
+        .make_tensor();
+  }
   try {
     return at::detail::empty_cpu(sizes, type);
   } catch (const c10::Error& error) {
@@ -419,11 +436,8 @@ bool read(PyObject* const* args, Py_ssize_t count, bool step, Tensors& t, Kind& 
   n.wide = t.x.scalar_type() == at::kDouble;
   n.relu = args[0] == Py_True;
   kind.step = step;
-  const double width = static_cast<double>(std::max(n.I, n.H)) * (n.wide ? 8 : 4);  // doubles do not overflow
-  const bool large = static_cast<double>(n.T) * static_cast<double>(n.B) * width >= large_bytes ||
-                     static_cast<double>(n.H) * width >= large_bytes;
-  return n.T > 0 && n.H > 0 && !large &&
-         !(c10::InferenceMode::is_enabled() && torch::autograd::GradMode::is_enabled()) && kind.takes(t);
+  return n.T > 0 && n.H > 0 && !(c10::InferenceMode::is_enabled() && torch::autograd::GradMode::is_enabled()) &&
+         kind.takes(t);
 }
 
 template <class Node>

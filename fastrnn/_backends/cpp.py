@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._threads import get_num_threads
-from .options import NEEDS, Array, RnnGradients, RnnOptions, WeightSums, empty
+from .options import NEEDS, Array, RnnGradients, RnnOptions, WeightSums
 
 native: Any = import_module("fastrnn._fastrnn_cpu")
 pack_weights = native.pack_weights
@@ -23,6 +23,8 @@ backward_tensors = native.backward_tensors
 torch_calls = native.torch_calls  # the same, for csrc/torch/rnn_node.cc
 # A cell's next state in a new array; None where an argument does not fit as it is, or the step is a long one.
 short_step = native.short_step
+
+empty = native.new_array  # np.empty, in memory that is kept between calls where there is much of it
 
 
 def _rare(options: RnnOptions) -> dict[str, Any]:

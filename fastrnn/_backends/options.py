@@ -111,7 +111,10 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 class Implementation(Protocol):
-    """The functions that each backend's file defines."""
+    """The functions that each backend's file defines; empty: those on the CPU alone."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A new array for results, as the function above makes it."""
 
     def pack_weights(self, w_ih: Array, w_hh: Array) -> Any:
         """The weights as the kernel reads them, for rnn_forward(packed=...); None where it reads them as they are."""

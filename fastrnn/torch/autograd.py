@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.nn import Parameter
 
 from .._backends import ensemble
-from .._backends.options import Array, Implementation, RnnOptions, empty
+from .._backends.options import Array, Implementation, RnnOptions
 from .._parameters import Weights
 from .._threads import override
 from . import dispatch, gpu, leak, node
@@ -53,7 +53,7 @@ def rnn_layer(
             h_n = _one_way(state)
         else:
             H, states = arrays[1].shape[-1], []
-            output = empty((*x_.shape[:-1], D * H), x_.dtype)
+            output = cast(Implementation, dispatch.backend()).empty((*x_.shape[:-1], D * H), x_.dtype)
             for way in range(D):
                 option, own = _direction(options[way], arrays[way * each : (way + 1) * each])
                 half = output[..., way * H : (way + 1) * H]

@@ -100,8 +100,8 @@ class RNN(RNNBase):
 
     Memory: output, which is also all that backward needs of the forward pass (in compiled code that records, a copy of
     it, since the output may be modified); parameters and input are read where they are (halves: copies in float32, kept
-    for backward). Results lie in memory of NumPy's, which resize_ cannot enlarge, or, short calls by the compiled node
-    (`fastrnn torch-node`), in torch's.
+    for backward). resize_ cannot enlarge results, except those of plain calls by the compiled node (`fastrnn
+    torch-node`). Memory of large results is kept for the next ones (FASTRNN_KEPT_MIB).
 
     torch.compile(fullgraph=True), with dynamic shapes too, torch.export and make_fx take the layer as the operator
     fastrnn::rnn_forward; torch.fx.symbolic_trace keeps it whole; torch.onnx.export makes ONNX's RNN of it. In compiled

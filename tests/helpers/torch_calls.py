@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_int, c_ssize_t, c_void_p, py_object
+from ctypes import POINTER, Structure, c_int, c_size_t, c_ssize_t, c_void_p, py_object
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,12 @@ class Backward(Structure):
 
 FORWARD = ctypes.PYFUNCTYPE(c_int, POINTER(Forward))  # with the GIL, which the functions may release
 BACKWARD = ctypes.PYFUNCTYPE(c_int, POINTER(Backward))
+TAKE = ctypes.PYFUNCTYPE(c_void_p, c_size_t)
+GIVE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 class Calls(Structure):
-    _fields_ = [("version", c_int), ("forward", FORWARD), ("backward", BACKWARD)]
+    _fields_ = [("version", c_int), ("forward", FORWARD), ("backward", BACKWARD), ("take", TAKE), ("give", GIVE)]
 
 
 def of(capsule: Any) -> Calls:
@@ -65,7 +67,7 @@ def watched(real: Calls, see: Callable[[Any], None]) -> Calls:
 
         return run
 
-    return Calls(real.version, FORWARD(through(real.forward)), BACKWARD(through(real.backward)))
+    return Calls(real.version, FORWARD(through(real.forward)), BACKWARD(through(real.backward)), real.take, real.give)
 
 
 def _problem(p: Any) -> Problem:

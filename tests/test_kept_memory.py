@@ -1,0 +1,300 @@
+"""Memory that the cpp backend keeps between calls: large results and workspaces lie where those of a call before lay,
+never two at once, never more than FASTRNN_KEPT_MIB; arrays made of it behave as every other array.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import CFUNCTYPE, c_size_t, c_void_p
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.cases import SEED
+from helpers.processes import output_of
+
+import fastrnn
+
+native = pytest.importorskip("fastrnn._fastrnn_cpu", reason="cpp alone keeps memory")
+
+MIB = 1 << 20
+
+# Under AddressSanitizer nothing is kept
+KEEPS = "libasan" not in os.environ.get("LD_PRELOAD", "")
+
+
+def new(*shape: int) -> Any:
+    return native.new_array(shape, np.dtype("float32"))
+
+
+def test_an_array_as_every_other() -> None:
+    """It owns its memory, can be resized, made read-only and back; small and absurd ones are NumPy's own."""
+    for rows in (3, 300):
+        array = new(rows, 300)
+        assert array.shape == (rows, 300)
+        assert array.flags.owndata
+        assert array.flags.c_contiguous
+        assert array.ctypes.data % 64 == 0 or rows == 3
+        array[...] = np.arange(rows * 300).reshape(rows, 300)
+        array.flags.writeable = False
+        array.flags.writeable = True
+        for size in (2000, 10, 0, 5):
+            want = array.copy()
+            want.resize(size, 300)
+            array.resize(size, 300, refcheck=False)
+            assert np.array_equal(array, want)
+    assert new(0, 5).size == 0
+    for shape in ((1 << 58,), (1 << 61,), (1 << 40, 1 << 40)):
+        with pytest.raises(MemoryError, match="shape"):
+            new(*shape)
+    with pytest.raises(ValueError, match="at most 8 axes"):
+        new(*[1] * 9)
+
+
+class Handler(ctypes.Structure):
+    """NumPy's PyDataMem_Handler."""
+
+    _fields_ = [
+        ("name", ctypes.c_char * 127), ("version", ctypes.c_uint8), ("context", c_void_p),
+        ("malloc", CFUNCTYPE(c_void_p, c_void_p, c_size_t)),
+        ("calloc", CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)),
+        ("realloc", CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_size_t)),
+        ("free", CFUNCTYPE(None, c_void_p, c_void_p, c_size_t)),
+    ]  # fmt: skip
+
+
+def test_the_handler_keeps_the_contract_of_malloc() -> None:
+    """What NumPy may do with an array's memory: zeros, larger and smaller, null; sizes that do not exist give null."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    handler = Handler.from_address(pointer(native.memory_handler, b"mem_handler"))
+    assert (handler.name, handler.version) == (b"fastrnn", 1)
+    for size in (1, 100, 100_000):
+        block = handler.malloc(None, size)
+        ctypes.memset(block, 7, size)
+        handler.free(None, block, size)
+        block = handler.calloc(None, size, 1)
+        assert ctypes.string_at(block, size) == bytes(size)
+        ctypes.memset(block, 5, size)
+        block = handler.realloc(None, block, 3 * size)
+        assert ctypes.string_at(block, size) == b"\5" * size
+        assert handler.realloc(None, block, 1 << 62) is None
+        assert ctypes.string_at(block, size) == b"\5" * size, "what was refused is not freed"
+        block = handler.realloc(None, block, 1)
+        assert ctypes.string_at(block, 1) == b"\5"
+        handler.free(None, block, 1)
+    assert handler.calloc(None, 0, 0) is not None
+    assert handler.calloc(None, 1 << 40, 1 << 40) is None
+    assert handler.calloc(None, 1 << 62, 1) is None
+    assert handler.malloc(None, (1 << 64) - 1) is None
+    handler.free(None, handler.realloc(None, None, 10), 10)
+    handler.free(None, None, 0)
+
+
+@pytest.mark.parametrize("sizes", ["fixed", "mixed"])
+def test_no_memory_belongs_to_two_arrays(sizes: str) -> None:
+    """Thousands of arrays come and go in random order, on four threads; each keeps what it was filled with."""
+
+    def come_and_go(seed: int) -> None:
+        rng = np.random.default_rng([SEED, seed])
+        alive: list[Any] = []
+        for number in range(1500):
+            if len(alive) > rng.integers(8):
+                array, value = alive.pop(rng.integers(len(alive)))
+                assert (array == value).all()
+                continue
+            rows = 70 if sizes == "fixed" else int(rng.integers(40, 400))
+            array, value = new(rows, 256), np.float32(1500 * seed + number)
+            array[...] = value
+            alive.append((array, value))
+        for array, value in alive:
+            assert (array == value).all()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(come_and_go, range(4)))
+
+
+PROCESS = """
+import numpy as np, fastrnn
+from fastrnn import _fastrnn_cpu as native
+new = lambda kib: native.new_array((256 * kib,), np.dtype("float32"))
+"""
+
+
+def test_what_is_kept() -> None:
+    """The last block first, for what is at most a fifth smaller; what does not fit makes room; at most the limit."""
+    code = (
+        PROCESS
+        + """
+a, b = new(1000), new(1000)
+first, second = a.ctypes.data, b.ctypes.data
+del a, b
+a = new(1000)
+print(a.ctypes.data == second, new(801).ctypes.data == first, new(799).ctypes.data != first)
+del a
+print(native.kept_bytes() >> 10)  # the block of 1000 that was too large made room for the one of 799
+a = new(3000)
+print(native.kept_bytes() >> 10)
+del a
+arrays = [new(1500) for _ in range(4)]
+del arrays
+print(native.kept_bytes() >> 10)
+small = [new(63) for _ in range(100)]
+del small
+print(native.kept_bytes() >> 10)
+"""
+    )
+    if not KEEPS:
+        pytest.skip("AddressSanitizer watches the ends of blocks")
+    assert output_of(code, FASTRNN_KEPT_MIB="4").splitlines() == ["True True True", "1799", "0", "3000", "3000"]
+
+
+@pytest.mark.parametrize("mib", ["0", "1"])
+def test_the_limit(mib: str) -> None:
+    code = (
+        PROCESS
+        + """
+arrays = [new(kib) for kib in (64, 300, 700, 1024, 1025, 5000)]
+del arrays
+print(native.kept_bytes())
+x, w = np.ones((90, 64, 64), np.float32), np.ones((64, 64), np.float32) / 64
+output, h_n = fastrnn.rnn_forward(x, None, w, w)
+fastrnn.rnn_backward(output, None, output, x, None, w, w)
+del output
+print(native.kept_bytes())
+"""
+    )
+    first, second = map(int, output_of(code, FASTRNN_KEPT_MIB=mib).splitlines())
+    assert first <= int(mib) * MIB
+    assert second <= int(mib) * MIB
+    assert (second > 0) == (mib == "1" and KEEPS)
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "1.5", "1048577", "99999999999999999999"])
+def test_a_limit_that_is_no_number(text: str) -> None:
+    """Where the first large result is made, each time; small calls do not read it."""
+    code = """
+import numpy as np, fastrnn
+w = np.ones((64, 64), np.float32)
+fastrnn.rnn_forward(np.ones((1, 1, 1), np.float32), None, w[:3, :1], w[:3, :3])
+for _ in range(2):
+    try: fastrnn.rnn_forward(np.ones((90, 64, 64), np.float32), None, w, w)
+    except ValueError as error: print(error)
+"""
+    if not KEEPS:
+        pytest.skip("AddressSanitizer: nothing is kept, nothing read")
+    expected = f"FASTRNN_KEPT_MIB: expected an integer from 0 to 1048576, got '{text}'"
+    assert output_of(code, FASTRNN_KEPT_MIB=text).splitlines() == [expected] * 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts Linux's page faults")
+def test_training_takes_no_new_pages() -> None:
+    """Without it glibc gives the top of its heap back after each step: more than a thousand pages here."""
+    code = """
+import resource, numpy as np, fastrnn
+rng = np.random.default_rng(0)
+x = rng.standard_normal((100, 64, 128), np.float32)
+w, u = (0.05 * rng.standard_normal((128, 128), np.float32) for _ in range(2))
+def step():
+    output, h_n = fastrnn.rnn_forward(x, None, w, u)
+    fastrnn.rnn_backward(output, h_n, output, x, None, w, u)
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): step()
+before = faults()
+for _ in range(10): step()
+print((faults() - before) // 10)
+"""
+    if not KEEPS:
+        pytest.skip("AddressSanitizer: nothing is kept")
+    assert int(output_of(code, FASTRNN_NUM_THREADS="1")) < 100
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_children_of_a_process_whose_threads_take_memory() -> None:
+    """A child has its own memory, whatever another thread was at when it was forked."""
+    code = (
+        PROCESS
+        + """
+import os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+stop = threading.Event()
+def churn():
+    while not stop.is_set():
+        for kib in (100, 300, 90): new(kib)
+threads = [threading.Thread(target=churn) for _ in range(2)]
+for thread in threads: thread.start()
+failed = 0
+for _ in range(100):
+    pid = os.fork()
+    if pid == 0:
+        alive = []
+        for number in range(40):
+            array = new(70 + 3 * number)
+            array[...] = number
+            alive.append(array)
+            if number % 3 == 0: del alive[0]
+        os._exit(0 if all((a == a[0]).all() for a in alive) and len({a[0] for a in alive}) == len(alive) else 1)
+    failed += os.waitpid(pid, 0)[1] != 0
+stop.set()
+for thread in threads: thread.join()
+print(failed)
+"""
+    )
+    assert output_of(code, timeout=120) == "0"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by RLIMIT_AS")
+def test_what_is_kept_makes_way() -> None:
+    """Where the system refuses, what is kept is given back, and the call goes through."""
+    code = (
+        PROCESS
+        + """
+import re, resource
+arrays = [new(10 << 10) for _ in range(10)]
+del arrays
+print(native.kept_bytes() >= 100 << 20)
+with open("/proc/self/status") as file: used = 1024 * int(re.search(r"VmSize:\\s*(\\d+)", file.read())[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), resource.RLIM_INFINITY))
+print(new(60 << 10).nbytes >> 20, new(90 << 10).nbytes >> 20)
+try: new(1 << 20)
+except MemoryError: print("refused")
+"""
+    )
+    if not KEEPS:
+        pytest.skip("AddressSanitizer needs its address space")
+    assert output_of(code).splitlines() == ["True", "60 90", "refused"]
+
+
+def test_tensors_of_the_node(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large results by the compiled node, too, in memory that is taken again; tensors as every other."""
+    from helpers import torch_node
+
+    torch_node.use(monkeypatch, True)
+    layer = fastrnn.torch.RNN(64, 64)
+    x = torch.randn(90, 64, 64, requires_grad=True)
+
+    def step() -> Any:
+        output, _ = layer(x)
+        assert torch_node.recorded_by_node(output)
+        return output, torch.autograd.grad(output.sum(), x)[0]
+
+    output, d_x = step()
+    assert output.data_ptr() % 64 == 0 == d_x.data_ptr() % 64
+    places = {output.data_ptr(), d_x.data_ptr()}
+    del output, d_x
+    again = {each.data_ptr() for each in step()}
+    assert again == places or not KEEPS
+    with torch.inference_mode():
+        output, _ = layer(x)
+        assert output.is_inference()
+    output, _ = layer(x)
+    made = output.detach()
+    want = torch.cat([made.reshape(-1), torch.zeros(7)])
+    made.resize_(want.numel())
+    made[-7:] = 0
+    assert torch.equal(made, want)
+    made.share_memory_()
+    assert torch.equal(made, want)
