@@ -64,6 +64,9 @@ class Problem:
     def arrays(self) -> dict[str, Array]:
         return {name: value for name, value in vars(self).items() if name != "shape"}
 
+    def copy(self) -> Problem:
+        return Problem(self.shape, **{name: array.copy() for name, array in self.arrays.items()})
+
     def astype(self, dtype: str) -> Problem:
         return Problem(self.shape, **{name: array.astype(dtype) for name, array in self.arrays.items()})
 

@@ -143,7 +143,7 @@ def _answer_all(connection: Connection, make: arms.Maker) -> None:
             if command == "build":
                 arm = None
                 gc.collect()
-                arm = make(*arguments)
+                arm = make(arguments[0].copy())  # into memory of NumPy's: unpickled arrays lie in bytes
                 answer = arm.ops
             elif arm is None:
                 raise RuntimeError("there is no problem yet")
