@@ -19,6 +19,14 @@
 
 #include "faults.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define FASTRNN_WATCHED_BLOCKS 1
+#elif defined(__has_feature)
+#define FASTRNN_WATCHED_BLOCKS __has_feature(address_sanitizer)
+#else
+#define FASTRNN_WATCHED_BLOCKS 0
+#endif
+
 namespace fastrnn {
 namespace {
 
@@ -150,8 +158,8 @@ Shelf& shelf() {
 }
 
 std::size_t limit_of_environment() {
-#if defined(__SANITIZE_ADDRESS__)
-  return 0;  // it watches the ends of blocks that malloc knows
+#if FASTRNN_WATCHED_BLOCKS
+  return 0;  // AddressSanitizer watches the ends of blocks that malloc knows
 #else
   constexpr unsigned long long mib = 1 << 20, most = 1 << 20;
   const char* const text = std::getenv("FASTRNN_KEPT_MIB");
@@ -162,7 +170,7 @@ std::size_t limit_of_environment() {
   if (number > most) {
     throw std::invalid_argument("FASTRNN_KEPT_MIB: expected an integer from 0 to 1048576, got '" + given + "'");
   }
-  return static_cast<std::size_t>(number * mib);
+  return static_cast<std::size_t>(std::min<unsigned long long>(number * mib, std::numeric_limits<std::size_t>::max()));
 #endif
 }
 
