@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.cases import SEED
+from helpers.kernels import native
 from helpers.processes import output_of
 
 import fastrnn
 
-native = pytest.importorskip("fastrnn._fastrnn_cpu", reason="cpp alone keeps memory")
+pytestmark = pytest.mark.skipif(isinstance(native(), ImportError), reason="the native module is not available")
 
 MIB = 1 << 20
 
@@ -27,7 +28,7 @@ KEEPS = "libasan" not in os.environ.get("LD_PRELOAD", "")
 
 
 def new(*shape: int) -> Any:
-    return native.new_array(shape, np.dtype("float32"))
+    return native().new_array(shape, np.dtype("float32"))
 
 
 def test_an_array_as_every_other() -> None:
@@ -70,7 +71,7 @@ def test_the_handler_keeps_the_contract_of_malloc() -> None:
     """What NumPy may do with an array's memory: zeros, larger and smaller, null; sizes that do not exist give null."""
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    handler = Handler.from_address(pointer(native.memory_handler, b"mem_handler"))
+    handler = Handler.from_address(pointer(native().memory_handler, b"mem_handler"))
     assert (handler.name, handler.version) == (b"fastrnn", 1)
     for size in (1, 100, 100_000):
         block = handler.malloc(None, size)
