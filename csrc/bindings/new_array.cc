@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "cpu/kept_memory.h"
 
@@ -27,16 +28,22 @@ struct Handler {
   Allocator allocator;
 };
 
-void* allocate(void*, std::size_t bytes) { return take_memory(bytes); }
+void* allocate(void*, std::size_t bytes) {
+  try {
+    return take_memory(bytes);
+  } catch (const std::invalid_argument&) {  // FASTRNN_KEPT_MIB is no number: new_array says so, C cannot
+    return nullptr;
+  }
+}
 
 void* allocate_zeros(void*, std::size_t count, std::size_t size) {
   if (size != 0 && count > SIZE_MAX / size) return nullptr;
-  void* const block = take_memory(count * size);
+  void* const block = allocate(nullptr, count * size);
   return block ? std::memset(block, 0, count * size) : nullptr;
 }
 
 void* reallocate(void*, void* block, std::size_t bytes) {
-  void* const larger = take_memory(bytes);
+  void* const larger = allocate(nullptr, bytes);
   if (larger && block) std::memcpy(larger, block, std::min(bytes, capacity_of_memory(block)));
   if (larger) give_memory(block);
   return larger;
@@ -46,15 +53,13 @@ void deallocate(void*, void* block, std::size_t) { give_memory(block); }
 
 Handler handler{"fastrnn", 1, {nullptr, allocate, allocate_zeros, reallocate, deallocate}};
 
-using SetHandler = PyObject* (*)(PyObject*);
+// PyDataMem_SetHandler. Looked up at import: Python runs meanwhile, which a static's first use must not wait for.
+PyObject* (*set_handler)(PyObject*) = nullptr;
 
-SetHandler set_handler() {
-  constexpr std::size_t place = 304;  // of PyDataMem_SetHandler in the API's table
-  static const auto function = [] {
-    const py::capsule table = py::detail::import_numpy_core_submodule("multiarray").attr("_ARRAY_API");
-    return reinterpret_cast<SetHandler>(table.get_pointer<void*>()[place]);
-  }();
-  return function;
+void look_up() {
+  constexpr std::size_t place = 304;  // in the table of NumPy's API
+  const py::capsule table = py::detail::import_numpy_core_submodule("multiarray").attr("_ARRAY_API");
+  set_handler = reinterpret_cast<PyObject* (*)(PyObject*)>(table.get_pointer<void*>()[place]);
 }
 
 PyObject* our_handler() {
@@ -63,7 +68,7 @@ PyObject* our_handler() {
 }
 
 py::object exchange(PyObject* to) {
-  auto before = py::reinterpret_steal<py::object>(set_handler()(to));
+  auto before = py::reinterpret_steal<py::object>(set_handler(to));
   if (!before) throw py::error_already_set();  // GCOVR_EXCL_BR_LINE: the context has no memory for a variable
   return before;
 }
@@ -108,9 +113,12 @@ py::array numpys_own(const py::dtype& dtype, const py::ssize_t* shape, int axes)
 }  // namespace
 
 py::array new_array(const py::dtype& dtype, const py::ssize_t* shape, int axes) {
-  double bytes = static_cast<double>(dtype.itemsize());  // doubles do not overflow
-  for (int k = 0; k < axes; ++k) bytes *= static_cast<double>(shape[k]);
-  if (bytes >= 0x1p63) refuse(dtype, shape, axes);
+  double bytes = static_cast<double>(dtype.itemsize()), counted = bytes;  // doubles do not overflow
+  for (int k = 0; k < axes; ++k) {
+    bytes *= static_cast<double>(shape[k]);
+    if (shape[k] != 0) counted *= static_cast<double>(shape[k]);  // as NumPy does
+  }
+  if (counted >= static_cast<double>(PY_SSIZE_T_MAX)) refuse(dtype, shape, axes);
   if (bytes < static_cast<double>(least_kept_bytes)) return numpys_own(dtype, shape, axes);
   kept_bytes_limit();  // its exception here, not in the middle of NumPy
   const OurMemory memory;
@@ -126,6 +134,8 @@ void bind_new_array(py::module_& m) {
     return new_array(dtype, extents, static_cast<int>(shape.size()));
   });
   m.def("kept_bytes", &kept_bytes);
+  look_up();
+  kept_bytes();  // makes what fork() must find whole
   m.attr("memory_handler") = py::reinterpret_borrow<py::object>(our_handler());
 }
 

@@ -233,13 +233,21 @@ int backward_call(const FastrnnBackward* p) {
   return guarded([&] { p->problem.wide ? run_backward<double>(*p) : run_backward<float>(*p); });
 }
 
-void* take_call(std::size_t bytes) {
+void* take_call(std::size_t bytes, int explain) {
   void* block = nullptr;
-  const int failed = guarded([&] {
-    block = take_memory(bytes);
-    if (!block) throw OutOfMemory(std::to_string(bytes));
-  });
-  return failed ? nullptr : block;
+  const auto take = [&] { block = take_memory(bytes); };
+  if (explain) {
+    guarded([&] {
+      take();
+      if (!block) throw OutOfMemory(std::to_string(bytes));
+    });
+    return block;
+  }
+  try {
+    take();
+  } catch (const std::invalid_argument&) {  // FASTRNN_KEPT_MIB
+  }
+  return block;
 }
 
 FastrnnTorchCalls calls{FASTRNN_TORCH_CALLS_VERSION, &forward_call, &backward_call, &take_call, &give_memory};

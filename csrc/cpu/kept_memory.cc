@@ -12,8 +12,6 @@
 
 #if !defined(_WIN32)
 #include <pthread.h>
-#endif
-#if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
@@ -34,37 +32,55 @@ constexpr std::size_t line = 64;
 
 // Before each block
 struct alignas(line) Header {
-  void* allocated;       // what malloc gave
+  void* allocated;       // by malloc, or a mapping
+  std::size_t mapped;    // its bytes; 0: by malloc
   std::size_t capacity;  // bytes of the block
+  std::uint64_t given;   // how many blocks had been asked for when this one was kept
 };
 
 Header* header_of(void* block) { return static_cast<Header*>(block) - 1; }
 
-void release(void* block) { std::free(header_of(block)->allocated); }
-
-#if defined(__linux__)
-// Pages of 2 MiB, as NumPy asks for: the system clears one of them faster than 512 small ones
-void ask_for_large_pages(void* block, std::size_t bytes) {
-  constexpr std::size_t least = std::size_t{4} << 20, page = 4096;
-  if (bytes < least) return;
-  const auto start = (reinterpret_cast<std::uintptr_t>(block) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<std::uintptr_t>(block) + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // may be refused: a wish
+void* block_in(void* allocated, std::size_t mapped, std::size_t bytes) {
+  const auto after_header = reinterpret_cast<std::uintptr_t>(allocated) + sizeof(Header);
+  void* const block = reinterpret_cast<void*>((after_header + line - 1) / line * line);
+  new (header_of(block)) Header{allocated, mapped, bytes, 0};
+  return block;
 }
+
+#if defined(_WIN32) || FASTRNN_WATCHED_BLOCKS
+constexpr std::size_t least_mapped = std::numeric_limits<std::size_t>::max();  // never
+void* map(std::size_t) { return nullptr; }
+void unmap(void*, std::size_t) {}
 #else
-void ask_for_large_pages(void*, std::size_t) {}
+// Large blocks are of the system: one at the top of malloc's heap would hold whatever is free below it
+constexpr std::size_t least_mapped = std::size_t{1} << 20;
+
+void* map(std::size_t bytes) {
+  constexpr std::size_t page = 4096, more = sizeof(Header) + page;
+  if (bytes > std::numeric_limits<std::size_t>::max() - more) return nullptr;
+  const std::size_t length = (bytes + more - 1) / page * page;
+  void* const mapped = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+#if defined(__linux__)
+  // Pages of 2 MiB, as NumPy asks for: the system clears one of them faster than 512 small ones. A wish.
+  if (bytes >= std::size_t{4} << 20) madvise(mapped, length, MADV_HUGEPAGE);
+#endif
+  return block_in(mapped, length, bytes);
+}
+
+void unmap(void* mapped, std::size_t length) { munmap(mapped, length); }
 #endif
 
 void* allocate(std::size_t bytes) {
+  if (bytes >= least_mapped) return map(bytes);
   constexpr std::size_t more = sizeof(Header) + line;
-  if (bytes > std::numeric_limits<std::size_t>::max() - more) return nullptr;
-  void* const allocated = std::malloc(bytes + more);
-  if (!allocated) return nullptr;
-  const auto after_header = reinterpret_cast<std::uintptr_t>(allocated) + sizeof(Header);
-  void* const block = reinterpret_cast<void*>((after_header + line - 1) / line * line);
-  new (header_of(block)) Header{allocated, bytes};
-  ask_for_large_pages(block, bytes);
-  return block;
+  void* const allocated = bytes <= std::numeric_limits<std::size_t>::max() - more ? std::malloc(bytes + more) : nullptr;
+  return allocated ? block_in(allocated, 0, bytes) : nullptr;
+}
+
+void release(void* block) {
+  const Header header = *header_of(block);
+  header.mapped ? unmap(header.allocated, header.mapped) : std::free(header.allocated);
 }
 
 // The blocks, oldest first. One thread at a time; the others do without instead of waiting.
@@ -73,6 +89,7 @@ public:
   void* take(std::size_t bytes) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock) return nullptr;
+    ++asked_;
     const std::size_t largest = bytes + bytes / 4;  // more would be wasted on results that stay
     int found = -1;
     for (int k = count_ - 1; k >= 0; --k) {  // the last one given may still be in the caches
@@ -81,10 +98,7 @@ public:
     }
     if (found >= 0 && fault(Fault::kept_memory_taken_twice)) return blocks_[static_cast<std::size_t>(found)];
     if (found >= 0) return remove(found);
-    for (std::size_t freed = 0; count_ > 0 && freed < bytes;) {  // sizes have changed: no more memory than before
-      freed += capacity_of(0);
-      release(remove(0));
-    }
+    while (count_ > 0 && asked_ - header_of(blocks_[0])->given > stale) release(remove(0));  // sizes have changed
     return nullptr;
   }
 
@@ -97,13 +111,14 @@ public:
     while (count_ == most || bytes_ > limit - capacity) release(remove(0));
     blocks_[static_cast<std::size_t>(count_++)] = block;
     bytes_ += capacity;
+    header_of(block)->given = asked_;
     return true;
   }
 
   // Whether there was anything
   bool clear() {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || count_ == 0) return false;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (count_ == 0) return false;
     while (count_ > 0) release(remove(0));
     return true;
   }
@@ -126,6 +141,7 @@ public:
 
 private:
   static constexpr int most = 32;
+  static constexpr std::uint64_t stale = 64;  // more blocks than a training step of many layers asks for
 
   std::size_t capacity_of(int k) const { return header_of(blocks_[static_cast<std::size_t>(k)])->capacity; }
 
@@ -142,6 +158,7 @@ private:
   std::array<void*, most> blocks_{};
   int count_ = 0;
   std::size_t bytes_ = 0;
+  std::uint64_t asked_ = 0;
 };
 
 // Never destroyed: arrays are freed until the process ends
@@ -182,8 +199,8 @@ std::size_t kept_bytes_limit() {
 }
 
 void* take_memory(std::size_t bytes) {
-  if (bytes < least_kept_bytes || kept_bytes_limit() == 0) return allocate(bytes);
-  if (void* const kept = shelf().take(bytes)) return kept;
+  const bool large = bytes >= least_kept_bytes && kept_bytes_limit() > 0;
+  if (void* const kept = large ? shelf().take(bytes) : nullptr) return kept;
   void* const fresh = allocate(bytes);
   return fresh || !shelf().clear() ? fresh : allocate(bytes);
 }

@@ -28,8 +28,9 @@ index Workspace::reserve(index bytes) {
 
 void Workspace::allocate() {
   base_ = static_cast<unsigned char*>(take_memory(static_cast<std::size_t>(size_)));
-  if (!base_ && fault(Fault::refused_memory_leaks)) base_ = static_cast<unsigned char*>(take_memory(64));
-  if (!base_) throw OutOfMemory(std::to_string(size_));
+  if (base_) return;
+  if (fault(Fault::refused_memory_leaks)) take_memory(64);
+  throw OutOfMemory(std::to_string(size_));
 }
 
 Workspace::~Workspace() { give_memory(base_); }

@@ -105,12 +105,12 @@ Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   double bytes = static_cast<double>(c10::elementSize(type));  // doubles do not overflow
   for (const int64_t size : sizes) bytes *= static_cast<double>(size);
   if (bytes >= least_kept && bytes < most) {
-    void* const memory = [&] {
+    void* memory = calls->take(static_cast<std::size_t>(bytes), 0);
+    if (!memory) {
       const Gil gil;
-      void* const taken = calls->take(static_cast<std::size_t>(bytes));
-      if (!taken) throw_python_error();
-      return taken;
-    }();
+      memory = calls->take(static_cast<std::size_t>(bytes), 1);
+      if (!memory) throw_python_error();
+    }
     return at::for_blob(memory, sizes)
         .context(memory, calls->give)
         .allocator(c10::GetCPUAllocator())

@@ -35,7 +35,7 @@ class Backward(Structure):
 
 FORWARD = ctypes.PYFUNCTYPE(c_int, POINTER(Forward))  # with the GIL, which the functions may release
 BACKWARD = ctypes.PYFUNCTYPE(c_int, POINTER(Backward))
-TAKE = ctypes.PYFUNCTYPE(c_void_p, c_size_t)
+TAKE = ctypes.PYFUNCTYPE(c_void_p, c_size_t, c_int)
 GIVE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
