@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CFUNCTYPE, c_size_t, c_void_p
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,8 @@ print("all")
 @pytest.mark.parametrize("sizes", ["fixed", "mixed"])
 def test_no_memory_belongs_to_two_arrays(sizes: str) -> None:
     """Thousands of arrays come and go in random order, on four threads, between calls that take workspaces without the
-    GIL; each keeps what it was filled with, and the calls give the same bits."""
+    GIL; each keeps what it was filled with, and the calls give the same bits. Two threads more hold the lock all the
+    time, also without the GIL."""
     x, w = np.ones((40, 16, 128), np.float32), np.full((128, 128), 0.01, np.float32)
     want = fastrnn.rnn_forward(x, None, w, w, backend="cpp")[0].tobytes()
 
@@ -154,8 +156,21 @@ def test_no_memory_belongs_to_two_arrays(sizes: str) -> None:
         for array, value in alive:
             assert (array == value).all()
 
-    with ThreadPoolExecutor(4) as threads:
+    done, handler = Event(), memory_handler()
+
+    def churn() -> None:
+        while not done.is_set():
+            blocks = [handler.malloc(None, size) for size in (70_000, 80_000, 90_000)]
+            for block in blocks:
+                ctypes.memset(block, 255, 70_000)
+                handler.free(None, block, 0)
+
+    with ThreadPoolExecutor(6) as threads:
+        others = [threads.submit(churn) for _ in range(2)]
         list(threads.map(come_and_go, range(4)))
+        done.set()
+        for other in others:
+            other.result()
 
 
 PROCESS = """
@@ -280,18 +295,21 @@ def test_children_of_a_process_whose_threads_take_memory() -> None:
     code = (
         PROCESS
         + """
-import os, threading, warnings
+import os, signal, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 stop = threading.Event()
-x, w = np.ones((40, 16, 128), np.float32), np.full((128, 128), 0.01, np.float32)
-def churn():  # takes and gives workspaces without the GIL
-    while not stop.is_set(): fastrnn.rnn_forward(x, None, w, w, backend="cpp")
+sys.path.insert(0, HERE)
+from test_kept_memory import memory_handler
+handler = memory_handler()
+def churn():  # without the GIL
+    while not stop.is_set(): handler.free(None, handler.malloc(None, 100_000), 0)
 threads = [threading.Thread(target=churn) for _ in range(2)]
 for thread in threads: thread.start()
 failed = 0
 for _ in range(100):
     pid = os.fork()
     if pid == 0:
+        signal.alarm(20)
         alive = []
         for number in range(40):
             array = new(70 + 3 * number)
@@ -309,7 +327,7 @@ for thread in threads: thread.join()
 print(failed)
 """
     )
-    assert output_of(code, timeout=120) == "0"
+    assert output_of(f"HERE = {str(Path(__file__).parent)!r}\n" + code, timeout=120) == "0"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by RLIMIT_AS")
@@ -321,7 +339,7 @@ def test_what_is_kept_makes_way() -> None:
 import re, resource
 arrays = [new(10 << 10) for _ in range(10)]
 del arrays
-print(native.kept_bytes() >= 100 << 20)
+print(native.kept_bytes() >= 100 << 20, new(1).nbytes >> 20)
 with open("/proc/self/status") as file: used = 1024 * int(re.search(r"VmSize:\\s*(\\d+)", file.read())[1])
 resource.setrlimit(resource.RLIMIT_AS, (used - (60 << 20), resource.RLIM_INFINITY))
 print(new(20 << 10).nbytes >> 20, native.kept_bytes() >> 20)  # 20 MiB less in use would not be enough
@@ -331,7 +349,7 @@ except MemoryError: print("refused")
     )
     if not KEEPS:
         pytest.skip("AddressSanitizer needs its address space")
-    assert output_of(code).splitlines() == ["True", "20 20", "refused"]
+    assert output_of(code).splitlines() == ["True 0", "20 20", "refused"]
 
 
 def test_tensors_of_the_node(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +368,9 @@ def test_tensors_of_the_node(torch: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     output, d_x = step()
     assert output.data_ptr() % 64 == 0 == d_x.data_ptr() % 64
     places = {output.data_ptr(), d_x.data_ptr()}
+    before, size = native().kept_bytes(), output.nbytes + d_x.nbytes
     del output, d_x
+    assert native().kept_bytes() >= before + size or not KEEPS
     again = {each.data_ptr() for each in step()}
     assert again == places or not KEEPS
     with torch.inference_mode():

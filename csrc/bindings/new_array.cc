@@ -31,7 +31,7 @@ struct Handler {
 void* allocate(void*, std::size_t bytes) {
   try {
     return take_memory(bytes);
-  } catch (const std::invalid_argument&) {  // FASTRNN_KEPT_MIB is no number: new_array says so, C cannot
+  } catch (...) {  // FASTRNN_KEPT_MIB is no number: new_array says so, C cannot
     return nullptr;
   }
 }
@@ -119,8 +119,7 @@ py::array new_array(const py::dtype& dtype, const py::ssize_t* shape, int axes) 
     if (shape[k] != 0) counted *= static_cast<double>(shape[k]);  // as NumPy does
   }
   if (counted >= static_cast<double>(PY_SSIZE_T_MAX)) refuse(dtype, shape, axes);
-  if (bytes < static_cast<double>(least_kept_bytes)) return numpys_own(dtype, shape, axes);
-  kept_bytes_limit();  // its exception here, not in the middle of NumPy
+  if (bytes < static_cast<double>(least_kept_bytes) || kept_bytes_limit() == 0) return numpys_own(dtype, shape, axes);
   const OurMemory memory;
   return numpys_own(dtype, shape, axes);
 }
@@ -135,7 +134,11 @@ void bind_new_array(py::module_& m) {
   });
   m.def("kept_bytes", &kept_bytes);
   look_up();
-  kept_bytes();  // makes what fork() must find whole
+  kept_bytes();  // this and the limit: made before any fork()
+  try {
+    kept_bytes_limit();
+  } catch (const std::invalid_argument&) {  // said by each call that needs it
+  }
   m.attr("memory_handler") = py::reinterpret_borrow<py::object>(our_handler());
 }
 

@@ -71,8 +71,7 @@ void* map(std::size_t bytes) {
 void unmap(void* mapped, std::size_t length) { munmap(mapped, length); }
 #endif
 
-void* allocate(std::size_t bytes) {
-  if (bytes >= least_mapped) return map(bytes);
+void* by_malloc(std::size_t bytes) {
   constexpr std::size_t more = sizeof(Header) + line;
   void* const allocated = bytes <= std::numeric_limits<std::size_t>::max() - more ? std::malloc(bytes + more) : nullptr;
   return allocated ? block_in(allocated, 0, bytes) : nullptr;
@@ -115,12 +114,9 @@ public:
     return true;
   }
 
-  // Whether there was anything
-  bool clear() {
+  void clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (count_ == 0) return false;
     while (count_ > 0) release(remove(0));
-    return true;
   }
 
   std::size_t bytes() {
@@ -199,10 +195,12 @@ std::size_t kept_bytes_limit() {
 }
 
 void* take_memory(std::size_t bytes) {
-  const bool large = bytes >= least_kept_bytes && kept_bytes_limit() > 0;
-  if (void* const kept = large ? shelf().take(bytes) : nullptr) return kept;
-  void* const fresh = allocate(bytes);
-  return fresh || !shelf().clear() ? fresh : allocate(bytes);
+  if (bytes < least_kept_bytes || kept_bytes_limit() == 0) return by_malloc(bytes);
+  if (void* const kept = shelf().take(bytes)) return kept;
+  const auto allocate = bytes < least_mapped ? by_malloc : map;
+  if (void* const fresh = allocate(bytes)) return fresh;
+  shelf().clear();
+  return allocate(bytes);
 }
 
 void give_memory(void* block) noexcept {
