@@ -310,10 +310,10 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork in a pr
 churn, handler = ctypes.CDLL({library!r}), memory_handler()
 assert churn.start(2, handler.malloc, handler.free) == 2
 failed = 0
-for _ in range(200):
+for _ in range(100):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)
+        signal.alarm(5)
         alive = []
         for number in range(40):
             array = new(70 + 3 * number)
