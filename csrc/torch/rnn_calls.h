@@ -37,8 +37,8 @@ struct FastrnnTorchCalls {
   int version;
   int (*forward)(const struct FastrnnForward*);
   int (*backward)(const struct FastrnnBackward*);
-  // Memory for a large result, aligned to a cache line (csrc/cpu/kept_memory.h). The GIL is held if `explain`: null then
-  // means that a Python exception is set.
+  // Memory for a large result, aligned to a cache line (csrc/cpu/kept_memory.h). The GIL is held if `explain`: null
+  // then means that a Python exception is set.
   void* (*take)(size_t bytes, int explain);
   void (*give)(void* memory);
 };
