@@ -53,6 +53,7 @@ def test_an_array_as_every_other() -> None:
             array.resize(size, 300, refcheck=False)
             assert np.array_equal(array, want)
     assert new(0, 5).size == 0
+    assert new().shape == ()
     with pytest.raises(MemoryError, match="shape"):
         new(1 << 60, 0, 4)
     for shape in ((1 << 58,), (1 << 61,), (1 << 40, 1 << 40)):
