@@ -129,8 +129,9 @@ void bind_new_array(py::module_& m) {
     constexpr std::size_t most = 8;
     py::ssize_t extents[most];
     if (shape.size() > most) throw py::value_error("shape: expected at most 8 axes");
-    for (std::size_t k = 0; k < shape.size(); ++k) extents[k] = shape[k].cast<py::ssize_t>();
-    return new_array(dtype, extents, static_cast<int>(shape.size()));
+    int axes = 0;
+    for (const py::handle extent : shape) extents[axes++] = extent.cast<py::ssize_t>();
+    return new_array(dtype, extents, axes);
   });
   m.def("kept_bytes", &kept_bytes);
   look_up();
