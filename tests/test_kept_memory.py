@@ -43,7 +43,7 @@ def test_an_array_as_every_other() -> None:
         assert array.shape == (rows, 300)
         assert array.flags.owndata
         assert array.flags.c_contiguous
-        assert array.ctypes.data % 64 == 0 or rows == 3
+        assert array.ctypes.data % 64 == 0 or rows == 3 or not KEEPS  # NumPy's own
         array[...] = np.arange(rows * 300).reshape(rows, 300)
         array.flags.writeable = False
         array.flags.writeable = True
