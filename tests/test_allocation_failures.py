@@ -4,13 +4,12 @@ those of the binding, of NumPy and of the interpreter among them.
 """
 
 import platform
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import shared_library
 from helpers.kernels import native
 from helpers.processes import output_of
 
@@ -110,13 +109,7 @@ print(json.dumps(report))
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: Any) -> str:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("shim") / "failing_malloc.so"
-    source = str(HELPERS / "failing_malloc.c")
-    subprocess.run([compiler, "-O1", "-fPIC", "-shared", "-o", str(library), source, "-ldl", "-pthread"], check=True)
-    return str(library)
+    return shared_library.build("failing_malloc", tmp_path_factory.mktemp("shim"))
 
 
 @pytest.mark.parametrize("kept", ["0", "128"])  # MiB between calls: with some a call takes less from malloc

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CFUNCTYPE, c_size_t, c_void_p
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import torch_calls
+from helpers import shared_library, torch_calls
 from helpers.cases import SEED
 from helpers.kernels import native
 from helpers.processes import output_of
@@ -260,7 +258,7 @@ for _ in range(2):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_kept_memory import memory_handler
-from helpers import torch_calls
+from helpers import shared_library, torch_calls
 calls = torch_calls.of(fastrnn._backends.get("cpp").torch_calls)
 print(memory_handler().malloc(None, 100_000), calls.take(100_000, 0))
 try: calls.take(100_000, 1)
@@ -295,12 +293,7 @@ print((faults() - before) // 10)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_children_of_a_process_whose_threads_take_memory(tmp_path: Path) -> None:
     """A child has its own memory, whatever another thread was at when it was forked; it keeps some, too."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        pytest.skip("no C compiler")
-    here, library = Path(__file__).parent, str(tmp_path / "churn.so")
-    source = str(here / "helpers" / "churn.c")
-    subprocess.run([compiler, "-O1", "-fPIC", "-shared", "-o", library, source, "-pthread"], check=True)
+    here, library = Path(__file__).parent, shared_library.build("churn", tmp_path)
     code = (
         PROCESS
         + f"""

@@ -83,7 +83,7 @@ public:
     const py::error_scope error;  // of the array
     try {
       exchange(before_.ptr());
-    } catch (py::error_already_set& lost) {           // GCOVR_EXCL_LINE
+    } catch (py::error_already_set& lost) {           // GCOVR_EXCL_LINE: as in exchange
       lost.discard_as_unraisable("fastrnn: memory");  // GCOVR_EXCL_LINE
     }
   }

@@ -99,7 +99,8 @@ const void* data(const Tensor& t) {
 
 const void* data_or_null(const Tensor& t) { return t.defined() ? data(t) : nullptr; }
 
-// The GIL is held or not
+// Large ones in memory that is kept between calls (csrc/cpu/kept_memory.h has the same least size). The GIL may be
+// held.
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   constexpr double least_kept = 1 << 16, most = 1LL << 60;
   double bytes = static_cast<double>(c10::elementSize(type));  // doubles do not overflow
