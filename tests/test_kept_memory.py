@@ -293,6 +293,8 @@ print((faults() - before) // 10)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_children_of_a_process_whose_threads_take_memory(tmp_path: Path) -> None:
     """A child has its own memory, whatever another thread was at when it was forked; it keeps some, too."""
+    if not KEEPS:
+        pytest.skip("AddressSanitizer: its own allocator may stay locked in a child (seen with GCC 12)")
     here, library = Path(__file__).parent, shared_library.build("churn", tmp_path)
     code = (
         PROCESS
@@ -317,7 +319,7 @@ for _ in range(100):
         array = new(5000)
         place = array.ctypes.data
         del array
-        if {KEEPS} and (native.kept_bytes() == 0 or new(5000).ctypes.data != place): os._exit(2)
+        if native.kept_bytes() == 0 or new(5000).ctypes.data != place: os._exit(2)
         os._exit(0 if all((a == a[0]).all() for a in alive) and len({{a[0] for a in alive}}) == len(alive) else 1)
     failed += os.waitpid(pid, 0)[1] != 0
 churn.stop()
