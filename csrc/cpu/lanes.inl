@@ -33,11 +33,18 @@ FN typename Vec<T>::V load_strided(const T* p, index unit, index n) {
   return Vec<T>::load(part);
 }
 
-// Asks for the lines of a row's elements. It need not start on a line, so the last element's is asked for too.
+// Asks for the lines of a row's elements: into the second cache level. The first one is always full of weights, and it
+// can wait for few lines at a time; while it waits for these, the weights would wait, too.
 template <class T>
 FN void prefetch_row(const T* row, index columns, index unit) {
-  for (index c = 0; c < columns; c += 64 / static_cast<index>(sizeof(T))) prefetch(row + c * unit);
-  prefetch(row + (columns - 1) * unit);
+  constexpr index line = 64 / static_cast<index>(sizeof(T));
+  const T* const last = row + columns - 1;
+  if (unit != 1) {  // any other distance, also 0 and negative
+    for (index c = 0; c < columns; c += line) prefetch_far(row + c * unit);
+    return;
+  }
+  row -= reinterpret_cast<std::uintptr_t>(row) % 64 / sizeof(T);  // where lines begin
+  for (; row <= last; row += line) prefetch_far(row);
 }
 
 // The same for elements [column, column + columns) of some rows, early enough to be there when they are used.

@@ -90,12 +90,18 @@ static void pack_operand(const OperandRows<T>& a, index first, index last) {
   for (index i = first; i < last; ++i) {
     const T* from = a.source[i];
     const T* mask = a.mask ? a.mask[i] : nullptr;
+    const bool plain = from && !mask && a.unit == 1;
     if (long_rows && i + early < last && a.source[i + early])
       prefetch_rows<T>(a.source, i + early, 1, 0, a.columns, a.unit);
     for (index column = 0; column < a.columns; column += G::columns) {
       const index valid = a.columns - column < G::columns ? a.columns - column : G::columns;
       const index width = (valid + G::lanes - 1) / G::lanes * G::lanes;
       T* to = a.panels + column * a.rows + i * width;
+      if (plain && valid == G::columns) {
+#pragma GCC unroll 4
+        for (index c = 0; c < G::columns; c += S::lanes) S::store(to + c, S::load(from + column + c));
+        continue;
+      }
       for_each_vector<T>(valid, [&](index c, index n) {
         const index k = column + c;
         auto v = from ? load_strided(from + k * a.unit, a.unit, n) : S::set(T(0));
