@@ -150,16 +150,14 @@ FN void store_gradient(T* d_w, index d_w_row, index units, index columns, const 
   }
 }
 
-// One tile of d_w: Tile::rows units x W vectors of columns over all rows of the block, the second operand packed.
-template <class T, unsigned W>
+// One tile of d_w: R units x W vectors of columns over all rows of the block, the second operand packed. The first
+// `units` of the R are there.
+template <class T, unsigned R, unsigned W>
 static void gradient_tile(const T* d_sum, index d_sum_row, const T* operand, index rows, T* d_w, index d_w_row,
                           index units, index columns, bool add) {
   using S = Vec<T>;
-  constexpr unsigned R = Tile<T>::rows;
   constexpr index width = W * S::lanes;
-  for (index r = 0; r < units && r < static_cast<index>(R); ++r) {
-    prefetch_row(d_w + r * d_w_row, columns, 1);
-  }
+  for (index r = 0; r < units; ++r) prefetch_row(d_w + r * d_w_row, columns, 1);
   alignas(64) T sum[R * static_cast<unsigned>(width)];
   const T* before = zeros<T>;  // the sum of the chains before, row after row of it
   index before_row = 0;
@@ -179,32 +177,45 @@ static void gradient_tile(const T* d_sum, index d_sum_row, const T* operand, ind
   store_gradient<T, R, W>(d_w, d_w_row, units, columns, acc, add);
 }
 
+template <class T>
+using GradientTile = void (*)(const T*, index, const T*, index, T*, index, index, index, bool);
+
+template <class T, unsigned R>
+FN GradientTile<T> gradient_tile_wide(index vectors) {
+  constexpr bool wide = Tile<T>::panel_vectors == 4;
+  switch (vectors) {
+    case 1:
+      return gradient_tile<T, R, 1>;
+    case 2:
+      return gradient_tile<T, R, 2>;
+    case 3:
+      return gradient_tile < T, R, wide ? 3 : 2 > ;
+    default:
+      return gradient_tile < T, R, wide ? 4 : 2 > ;
+  }
+}
+
+// Even tiles of units are of 5 or 6, or of 4 and 5 where there are few.
+template <class T>
+FN GradientTile<T> gradient_tile_for(index units, index vectors) {
+  static_assert(Tile<T>::rows == 6);
+  return units == 6   ? gradient_tile_wide<T, 6>(vectors)
+         : units == 5 ? gradient_tile_wide<T, 5>(vectors)
+                      : gradient_tile_wide<T, 4>(vectors);
+}
+
 // Tile of units by tile of units, over all panels: rows of d_w are written from end to end where there are many panels.
 template <class T>
 static void weight_gradient(const WeightGradient<T>& a) {
   using G = Tile<T>;
-  for (index unit = a.units.first; unit < a.units.last; unit += G::rows) {
-    const T* d_sum = a.d_sum + unit;
-    const index units = a.units.last - unit;
+  const RowTiles tiles = RowTiles::of(a.units.last - a.units.first, G::rows);
+  index unit = a.units.first;
+  for (index tile = 0; tile < tiles.count; unit += tiles.size(tile), ++tile) {
     for (index column = a.columns.first; column < a.columns.last; column += G::columns) {
-      const T* operand = a.operand_panels + column * a.rows;
-      T* d_w = a.d_w + unit * a.d_w_row + column;
       const index columns = a.columns.last - column < G::columns ? a.columns.last - column : G::columns;
-      switch ((columns + G::lanes - 1) / G::lanes) {
-        case 1:
-          gradient_tile<T, 1>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
-          break;
-        case 2:
-          gradient_tile<T, 2>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units, columns, a.add);
-          break;
-        case 3:
-          gradient_tile<T, G::panel_vectors == 4 ? 3 : 2>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units,
-                                                          columns, a.add);
-          break;
-        default:
-          gradient_tile<T, G::panel_vectors>(d_sum, a.d_sum_row, operand, a.rows, d_w, a.d_w_row, units, columns,
-                                             a.add);
-      }
+      gradient_tile_for<T>(tiles.size(tile), (columns + G::lanes - 1) / G::lanes)(
+          a.d_sum + unit, a.d_sum_row, a.operand_panels + column * a.rows, a.rows, a.d_w + unit * a.d_w_row + column,
+          a.d_w_row, tiles.size(tile), columns, a.add);
     }
   }
 }
