@@ -33,16 +33,16 @@ FN typename Vec<T>::V load_strided(const T* p, index unit, index n) {
   return Vec<T>::load(part);
 }
 
-// Asks for the lines of a row's elements: into the second cache level. The first one is always full of weights, and it
-// can wait for few lines at a time; while it waits for these, the weights would wait, too.
+// Asks for the lines of a row's elements, into the second cache level: the first one is always full of weights, and can
+// wait for few lines at a time; while it waited for these, the weights would have to wait.
 template <class T>
 FN void prefetch_row(const T* row, index columns, index unit) {
   constexpr index line = 64 / static_cast<index>(sizeof(T));
-  const T* const last = row + columns - 1;
   if (unit != 1) {  // any other distance, also 0 and negative
     for (index c = 0; c < columns; c += line) prefetch_far(row + c * unit);
     return;
   }
+  const T* const last = row + columns - 1;
   row -= reinterpret_cast<std::uintptr_t>(row) % 64 / sizeof(T);  // where lines begin
   for (; row <= last; row += line) prefetch_far(row);
 }

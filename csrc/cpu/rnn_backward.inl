@@ -182,16 +182,16 @@ using GradientTile = void (*)(const T*, index, const T*, index, T*, index, index
 
 template <class T, unsigned R>
 FN GradientTile<T> gradient_tile_wide(index vectors) {
-  constexpr bool wide = Tile<T>::panel_vectors == 4;
+  constexpr unsigned most = Tile<T>::panel_vectors, three = most < 3 ? most : 3;
   switch (vectors) {
     case 1:
       return gradient_tile<T, R, 1>;
     case 2:
       return gradient_tile<T, R, 2>;
     case 3:
-      return gradient_tile < T, R, wide ? 3 : 2 > ;
+      return gradient_tile<T, R, three>;
     default:
-      return gradient_tile < T, R, wide ? 4 : 2 > ;
+      return gradient_tile<T, R, most>;
   }
 }
 
