@@ -258,7 +258,7 @@ for _ in range(2):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_kept_memory import memory_handler
-from helpers import shared_library, torch_calls
+from helpers import torch_calls
 calls = torch_calls.of(fastrnn._backends.get("cpp").torch_calls)
 print(memory_handler().malloc(None, 100_000), calls.take(100_000, 0))
 try: calls.take(100_000, 1)
